@@ -1,0 +1,60 @@
+"""Diffusion over a subset of the training timesteps (Nichol & Dhariwal 2021, section 4; Song et al. 2021, DDIM)."""
+
+import numpy as np
+
+from .gaussian_diffusion import GaussianDiffusion
+
+
+def space_timesteps(num_timesteps: int, timestep_respacing: str) -> list[int]:
+    """The training timesteps that a sampler visits, ascending.
+
+    :param timestep_respacing: "" is all of them; "ddimN" the first integer stride that yields exactly N;
+        "a,b,c" splits the process into equal sections with a, b, c evenly spread steps each.
+    :raises ValueError: for anything else, or counts that do not fit `num_timesteps`.
+    """
+    if not timestep_respacing:
+        return list(range(num_timesteps))
+    if timestep_respacing.startswith("ddim"):
+        count = _positive(timestep_respacing[len("ddim") :], timestep_respacing)
+        for stride in range(1, num_timesteps + 1):
+            if len(range(0, num_timesteps, stride)) == count:
+                return list(range(0, num_timesteps, stride))
+        raise ValueError(f"{timestep_respacing!r}: no integer stride makes {count} of {num_timesteps} steps")
+    counts = [_positive(part, timestep_respacing) for part in timestep_respacing.split(",")]
+    base, extra = divmod(num_timesteps, len(counts))
+    steps: list[int] = []
+    start = 0
+    for section, count in enumerate(counts):
+        size = base + int(section < extra)
+        if count > size:
+            raise ValueError(f"{timestep_respacing!r}: a section of {size} steps cannot give {count}")
+        spread = (size - 1) / (count - 1) if count > 1 else 1.0
+        steps += [start + round(k * spread) for k in range(count)]
+        start += size
+    return steps
+
+
+def _positive(text: str, timestep_respacing: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"{timestep_respacing!r}: give '', 'ddimN' or counts like '10,10,5'")
+    return int(text)
+
+
+class SpacedDiffusion(GaussianDiffusion):
+    """The process that visits only `use_timesteps` (ascending) of the one with `betas`, at the same noise levels."""
+
+    def __init__(
+        self,
+        use_timesteps: list[int],
+        betas: np.ndarray,
+        *,
+        predict_xstart: bool,
+        learn_sigma: bool,
+        rescale_timesteps: bool = False,
+    ) -> None:
+        kept = np.cumprod(1.0 - betas)[use_timesteps]
+        super().__init__(
+            1.0 - kept / np.append(1.0, kept[:-1]), predict_xstart=predict_xstart, learn_sigma=learn_sigma
+        )
+        self.timestep_map = np.array(use_timesteps)
+        self.timestep_scale = 1000.0 / len(betas) if rescale_timesteps else 1.0

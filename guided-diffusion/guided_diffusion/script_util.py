@@ -1,0 +1,284 @@
+"""Model and diffusion options, and loading a checkpoint together with its configuration."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .gaussian_diffusion import NOISE_SCHEDULES, get_named_beta_schedule
+from .respace import SpacedDiffusion, space_timesteps
+from .unet import TFGModel
+
+CHANNEL_MULT = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 3, 4, 4),
+    512: (1, 1, 2, 2, 4, 4),
+}
+
+# Far beyond any network that was trained: a foreign configuration must not fill the memory before its shapes are compared.
+LARGEST = {"num_channels": 4096, "num_res_blocks": 64, "nframes": 10000, "audio_dim": 1024, "diffusion_steps": 100000}
+
+# Upstream's options with one supported value: the others never ran, or concern training only.
+FIXED_OPTIONS: dict[str, bool | int | float | str] = {
+    "use_audio": True,
+    "resblock_updown": True,
+    "class_cond": False,
+    "audio_as_style_encoder_mlp": False,
+    "audio_encoder_kwargs": "{}",
+    "syncnet_T": 5,
+    "syncnet_mel_step_size": 16,
+    "audio_frames_per_video": 16,
+    "sample_rate": 16000,
+    "mel_steps_per_sec": 80.0,
+    "use_checkpoint": False,
+    "use_kl": False,
+    "rescale_learned_sigmas": False,
+    "loss_variation": 0,
+}
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checkpoint's configuration. The defaults are the paper's (REFERENCE.md: Paper configuration).
+
+    :raises InputError: naming the first value that is not allowed, and what is.
+    """
+
+    image_size: int = _option(128, "crop size of the network in pixels")
+    num_channels: int = _option(128, "base channels")
+    num_res_blocks: int = _option(2, "residual blocks per level")
+    num_heads: int = _option(4, "attention heads where num_head_channels is -1")
+    num_heads_upsample: int = _option(-1, "attention heads on the way up (-1: num_heads)")
+    num_head_channels: int = _option(64, "channels per attention head")
+    attention_resolutions: str = _option("32,16,8", "sizes in pixels with attention, or -1 for none")
+    dropout: float = _option(0.0, "dropout in training")
+    use_scale_shift_norm: bool = _option(False, "embedding as scale and shift of the norm")
+    learn_sigma: bool = _option(True, "the network also predicts the variance")
+    use_ref: bool = _option(True, "condition on a reference crop")
+    nrefer: int = _option(1, "number of reference crops")
+    nframes: int = _option(5, "frames per sample; batches have sampling_batch_size * nframes frames")
+    audio_as_style: bool = _option(True, "add the audio code to the timestep embedding")
+    audio_dim: int = _option(80, "mel bands")
+    diffusion_steps: int = _option(1000, "steps of the training process")
+    noise_schedule: str = _option("linear", "linear or cosine")
+    predict_xstart: bool = _option(False, "the network predicts x_0, not epsilon")
+    rescale_timesteps: bool = _option(False, "scale timesteps to 0..1000")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.type is float and isinstance(value, int):
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not f.type:
+                raise InputError(f"{f.name} is {value!r}; it must be of type {f.type.__name__}")  # type: ignore[union-attr]
+        if self.image_size not in CHANNEL_MULT:
+            raise InputError(f"image_size is {self.image_size}; choose from {', '.join(map(str, CHANNEL_MULT))}")
+        if self.noise_schedule not in NOISE_SCHEDULES:
+            raise InputError(f"noise_schedule is {self.noise_schedule!r}; choose from {', '.join(NOISE_SCHEDULES)}")
+        if self.num_channels % 32:
+            raise InputError(f"num_channels is {self.num_channels}; it must be a multiple of 32")
+        for name, largest in LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be from 1 to {largest}")
+        if not 0 <= self.dropout <= 1:
+            raise InputError(f"dropout is {self.dropout}; it must be from 0 to 1")
+        if self.nrefer != int(self.use_ref):
+            raise InputError(f"nrefer is {self.nrefer} with use_ref {self.use_ref}; there is one reference or none")
+        if not self.audio_as_style and self.image_size != 2 ** (len(CHANNEL_MULT[self.image_size]) + 2):
+            raise InputError(f"audio_as_style is False at image_size {self.image_size}; that needs an 8 x 8 bottom")
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        mults = CHANNEL_MULT[self.image_size]
+        # the middle block, behind the last level, always has attention
+        levels = {level for level in range(len(mults)) if 2**level in self.attention_ds} | {len(mults) - 1}
+        for name in ("num_heads", "num_heads_upsample") if self.num_head_channels == -1 else ("num_head_channels",):
+            value = getattr(self, name)
+            for channels in (self.num_channels * mults[level] for level in sorted(levels)):
+                if not (value >= 1 and channels % value == 0) and (name, value) != ("num_heads_upsample", -1):
+                    raise InputError(f"{name} is {value}; it must divide the {channels} channels where attention is")
+
+    @property
+    def attention_ds(self) -> tuple[int, ...]:
+        """`attention_resolutions` as downsampling factors."""
+        sizes = self.attention_resolutions.split(",")
+        if sizes == ["-1"]:
+            return ()
+        if not {size.strip() for size in sizes} <= {str(size) for size in range(1, self.image_size + 1)}:
+            raise InputError(
+                f"attention_resolutions is {self.attention_resolutions!r}; give sizes in pixels like '32,16,8', or -1"
+            )
+        return tuple(self.image_size // int(size) for size in sizes)
+
+
+def model_config(options: Mapping[str, Any], source: str) -> ModelConfig:
+    """The configuration from a mapping of upstream's flag names, such as a checkpoint carries.
+
+    :param source: where the options came from, for messages.
+    :raises InputError: for an unknown name or a value that is not supported.
+    """
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    given = {}
+    for name, value in options.items():
+        if name in known:
+            given[name] = value
+        elif name in FIXED_OPTIONS:
+            if value != FIXED_OPTIONS[name] and not (name == "audio_encoder_kwargs" and value == {}):
+                raise InputError(f"{source}: {name} is {value!r}; only {FIXED_OPTIONS[name]!r} is supported")
+        elif name != "use_fp16":  # how to run, not what the network is
+            raise InputError(f"{source}: unknown option {name!r}; known are {', '.join(sorted(known))}")
+    try:
+        return ModelConfig(**given)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def create_model(config: ModelConfig) -> TFGModel:
+    """A network of this configuration with fresh weights, in training mode."""
+    return TFGModel(
+        image_size=config.image_size,
+        in_channels=3 * (2 + config.nrefer),
+        model_channels=config.num_channels,
+        out_channels=6 if config.learn_sigma else 3,
+        num_res_blocks=config.num_res_blocks,
+        attention_ds=config.attention_ds,
+        channel_mult=CHANNEL_MULT[config.image_size],
+        dropout=config.dropout,
+        num_heads=config.num_heads,
+        num_head_channels=config.num_head_channels,
+        num_heads_upsample=config.num_heads_upsample,
+        use_scale_shift_norm=config.use_scale_shift_norm,
+        audio_as_style=config.audio_as_style,
+        audio_dim=config.audio_dim,
+    )
+
+
+def create_gaussian_diffusion(config: ModelConfig, timestep_respacing: str = "") -> SpacedDiffusion:
+    """The diffusion process of this configuration over the timesteps of `space_timesteps`.
+
+    :raises InputError: when the respacing does not fit.
+    """
+    try:
+        use_timesteps = space_timesteps(config.diffusion_steps, timestep_respacing)
+    except ValueError as error:
+        raise InputError(f"--timestep_respacing {error}") from None
+    return SpacedDiffusion(
+        use_timesteps,
+        get_named_beta_schedule(config.noise_schedule, config.diffusion_steps),
+        predict_xstart=config.predict_xstart,
+        learn_sigma=config.learn_sigma,
+        rescale_timesteps=config.rescale_timesteps,
+    )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights with the configuration that they were trained in; `source` says where the configuration came from."""
+
+    config: ModelConfig
+    state_dict: dict[str, Tensor]
+    source: str
+
+
+def load_checkpoint(path: str) -> Checkpoint:
+    """Read a checkpoint and check its tensors' names and shapes against its configuration.
+
+    Formats: `.safetensors` with the configuration as JSON under "config" in its metadata; a file of `torch.save` with
+    a bare state dict, or with {"config": ..., "state_dict": ...}. Without an embedded configuration a JSON file of the
+    same name beside it counts, and without that the paper's values (the released checkpoint is a bare state dict).
+
+    :raises InputError: for a missing, truncated or foreign file, or the first tensor that does not fit.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"--model_path {path}: no such file; give a checkpoint (see README.md, Checkpoints)")
+    state_dict, embedded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    sidecar = file.with_suffix(".json")
+    if embedded is not None:
+        source = f"the configuration inside {file.name}"
+        options = embedded
+    elif sidecar.is_file():
+        source = f"the configuration in {sidecar}"
+        options = _read_json(sidecar.read_bytes(), source)
+    else:
+        source = f"the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it)"
+        options = {}
+    config = model_config(options, source)
+    _check_shapes(state_dict, config, path, source)
+    return Checkpoint(config, state_dict, source)
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device | str, use_fp16: bool = False) -> TFGModel:
+    """The checkpoint's network on `device`, ready for inference; `use_fp16` halves the precision of its torso."""
+    with torch.device("meta"):
+        model = create_model(checkpoint.config)
+    model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
+    if use_fp16:
+        model.convert_to_fp16()
+    # channels_last takes 0.74 of the time on a CPU and suits tensor cores (docs/benchmarks.md)
+    model.to(device).to(memory_format=torch.channels_last)
+    return model.requires_grad_(False).eval()
+
+
+def _read_json(text: bytes | str, source: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise InputError(f"{source}: not a JSON object of options")
+    return options
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            metadata = tensors.metadata() or {}
+            state_dict = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"--model_path {file}: not a complete safetensors file ({error})") from None
+    config = metadata.get("config")
+    return state_dict, None if config is None else _read_json(config, f"the configuration inside {file.name}")
+
+
+def _read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged or foreign file makes torch's unpickler fail in many ways
+        raise InputError(
+            f"--model_path {file}: not a checkpoint (truncated, or not plain tensors saved by torch.save)"
+        ) from None
+    config = None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        config, content = content.get("config"), content["state_dict"]
+        plain = (bool, int, float, str, dict)
+        if config is not None and not (isinstance(config, dict) and all(isinstance(v, plain) for v in config.values())):
+            raise InputError(f"--model_path {file}: its 'config' is not a mapping of options to plain values")
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"--model_path {file}: holds no state dict (a mapping of names to tensors)")
+    return {str(name): tensor.float() for name, tensor in content.items()}, config
+
+
+def _check_shapes(state_dict: Mapping[str, Tensor], config: ModelConfig, path: str, source: str) -> None:
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in create_model(config).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"--model_path {path} does not fit: {name} is {found.get(name, 'missing')} in the file but "
+                f"{expected.get(name, 'absent')} by {source}"
+            )

@@ -1,0 +1,79 @@
+"""From crops and mel windows to the network's conditioning, and from its sample back to a picture."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def lower_half_mask(B: int, H: int, W: int, face_hide_percentage: float) -> Tensor:
+    """The binary mask that the network was trained with, float32 [B x 1 x H x W].
+
+    It is 1 (to be generated) from row int(H * (1 - face_hide_percentage)) down (REFERENCE.md: Conditioning).
+    """
+    mask = torch.zeros(B, 1, H, W)
+    mask[:, :, int(H * (1 - face_hide_percentage)) :] = 1
+    return mask
+
+
+def sampling_noise(B: int, size: int, sampling_seed: int | None) -> Tensor:
+    """Initial noise x_T, float32 [B x 3 x size x size], drawn on the CPU.
+
+    With a seed it is one image repeated over the batch, the same for every frame: that keeps the video steady.
+    """
+    if sampling_seed is None:
+        return torch.randn(B, 3, size, size)
+    generator = torch.Generator().manual_seed(sampling_seed)
+    return torch.randn(1, 3, size, size, generator=generator).expand(B, -1, -1, -1)
+
+
+def resize_crop(crop: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize of a crop [h, w, 3], to the network's size and back to the box (REFERENCE.md: Video loop)."""
+    return cv2.resize(crop, (width, height))
+
+
+def to_tensor(crops: Sequence[np.ndarray]) -> Tensor:
+    """Crops uint8 [h, w, 3] of one size -> float32 [N x 3 x h x w] in [-1, 1]."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def tfg_process_batch(
+    crops: Sequence[np.ndarray],
+    ref_crops: Sequence[np.ndarray] | None,
+    mels: np.ndarray,
+    noise: Tensor,
+    face_hide_percentage: float,
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """The network's inputs for a batch of crops.
+
+    :param crops: N crops uint8 [h, w, 3] at the network's size; `ref_crops` likewise, of the same person, or None.
+    :param mels: float32 [N, audio_dim, 16].
+    :param noise: [N x 3 x h x w]; it hides the lower part.
+    :return: on `device`: image, cond_img, ref_img [N x 3 x h x w] in [-1, 1], indiv_mels, mask [N x 1 x h x w], noise.
+    """
+    image = to_tensor(crops)
+    n, _, height, width = image.shape
+    mask = lower_half_mask(n, height, width, face_hide_percentage)
+    batch = {
+        "image": image,
+        "cond_img": image * (1 - mask) + noise * mask,
+        "indiv_mels": torch.from_numpy(mels),
+        "mask": mask,
+        "noise": noise,
+    }
+    if ref_crops is not None:
+        batch["ref_img"] = to_tensor(ref_crops)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def sample_to_crops(sample: Tensor, image: Tensor, mask: Tensor) -> np.ndarray:
+    """Keep the sample inside the mask and the given picture outside: uint8 [N, h, w, 3].
+
+    Values are truncated, not rounded, as upstream does (REFERENCE.md: Video loop).
+    """
+    merged = sample * mask + image * (1 - mask)
+    unit = ((merged + 1) / 2).clamp(0, 1)
+    return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
