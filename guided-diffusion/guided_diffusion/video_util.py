@@ -1,0 +1,554 @@
+"""Reading and writing video and sound with PyAV, streaming: memory does not grow with the length of a clip.
+
+The only module that touches media files. Frames are RGB uint8 [H, W, 3] at a constant rate, sound is float32 mono.
+"""
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, dropwhile, groupby, islice
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import av
+import av.container
+import av.filter
+import cv2
+import numpy as np
+from av.audio.fifo import AudioFifo
+from av.audio.resampler import AudioResampler
+from av.stream import Disposition
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+
+from guided_diffusion.errors import InputError
+
+Order = Literal["cut", "loop", "pingpong"]
+
+CONTAINER_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+X264_PRESET = "medium"
+BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
+
+# Without these flags swscale takes short cuts that darken a picture by one level in every round trip.
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_EXACT_FILTER = "bicubic+accurate_rnd+full_chroma_inp"
+_NOT_A_PICTURE_TRACK = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+_SEEK_BACK_SECONDS = (0, 2, 8, 32, 128)  # containers without an index land late; then try from further back
+_UNTAGGED = 2  # "unspecified" in the enumerations of ITU-T H.273
+_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+_AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
+_AAC_BITS_PER_CHANNEL = 96_000
+
+
+class ColourTags(NamedTuple):
+    """What the numbers of a picture mean: codes of ITU-T H.273."""
+
+    matrix: int
+    primaries: int
+    transfer: int
+
+
+_BT709 = ColourTags(1, 1, 1)
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """A video (or still image) opened for reading at a constant rate.
+
+    width, height: as displayed, that is after rotation and with square pixels.
+    fps: rate the frames are delivered at.
+    colour: tags of the source, for the writer. RGB sources, which have no matrix, count as BT.709.
+    source_fps: average rate of the file itself, which times frames that carry no time.
+    start_time: seconds, time of the first frame in the file; None when its frames carry no usable times.
+    """
+
+    path: str
+    width: int
+    height: int
+    fps: Fraction
+    is_image: bool
+    colour: ColourTags
+    source_fps: Fraction
+    start_time: Fraction | None
+
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Yield the frames [start, stop) as RGB uint8 [H, W, 3], each its own array.
+
+        Always decodes from the beginning; frames before `start` and frames the rate drops are not converted to RGB.
+        """
+        yield from _convert(_between(self._indexed_frames(), start, stop), self.width, self.height)
+
+    def _indexed_frames(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        with _open_media(self.path) as container:
+            yield from self._deliver(_decode(container.demux(_video_stream(container, self.path))))
+
+    def _deliver(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give decoded frames their output indices, repeating and dropping as the rate demands."""
+        if self.is_image:
+            return ((0, frame) for frame in islice(decoded, 1))
+        return _resample(self._timed(decoded), self.fps)
+
+    def _timed(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+        """Yield (seconds since the first frame, duration in seconds, frame)."""
+        interval = 1 / self.source_fps
+        time = -interval
+        for frame in decoded:
+            frame_time = _seconds(frame)
+            if self.start_time is None or frame_time is None:
+                time += interval
+            else:
+                time = frame_time - self.start_time
+            duration = frame.duration * frame.time_base if frame.duration and frame.time_base else interval
+            yield time, duration, frame
+
+
+def open_video(path: str, video_fps: float = 25) -> VideoSource:
+    """Look at a video or still image and return it ready for reading.
+
+    video_fps: constant rate to deliver, as ffmpeg's fps filter (round=near) would; 0 keeps the file's average rate.
+    Damaged frames are skipped. A still image is a video of one frame. Raises InputError.
+    """
+    if not (video_fps == 0 or 1 <= video_fps <= 1000):
+        raise InputError(f"video_fps {video_fps} is not usable: give 0 (the rate of the file) or 1 to 1000")
+    with _open_media(path) as container:
+        stream = _video_stream(container, path)
+        frame = next(_decode(container.demux(stream)), None)
+        if frame is None:
+            raise InputError(f"{path!r}: no frame of its video could be decoded; it is damaged or of an unknown codec")
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        width, height = max(1, round(frame.width * aspect)), frame.height
+        transposed, _, _ = _orientation(frame)
+        if transposed:
+            width, height = height, width
+        try:
+            next(_convert([frame], width, height))
+        except (av.FFmpegError, MemoryError, ValueError):
+            raise InputError(
+                f"{path!r}: pictures of {width}x{height}, {frame.format.name}, colour matrix {frame.colorspace} "
+                "cannot be converted to RGB; convert the file to an ordinary H.264 video first"
+            ) from None
+        # AVI stores no presentation times: FFmpeg reports those of decoding, wrong when B-frames are reordered.
+        is_timed = container.format.name != "avi" or not stream.codec_context.has_b_frames
+        source_fps = stream.average_rate or stream.guessed_rate or Fraction(25)
+        is_image = container.format.name == "image2" or container.format.name.endswith("_pipe")
+    if frame.format.is_rgb or frame.format.has_palette:
+        colour = _BT709
+    else:
+        colour = ColourTags(frame.colorspace or _UNTAGGED, frame.color_primaries, frame.color_trc)
+    return VideoSource(
+        path=path,
+        width=width,
+        height=height,
+        fps=Fraction(video_fps).limit_denominator(1001) or (Fraction(25) if is_image else source_fps),
+        is_image=is_image,
+        colour=colour,
+        source_fps=source_fps,
+        start_time=_seconds(frame) if is_timed else None,
+    )
+
+
+def count_frames(video: VideoSource, limit: int | None = None) -> int:
+    """Number of frames `video.frames()` yields, counting no further than `limit`; decodes, but converts nothing."""
+    return sum(1 for _ in islice(video._indexed_frames(), limit))
+
+
+def source_index(i: int, n_source: int, mode: Order) -> int:
+    """Index of the source frame shown as output frame i.
+
+    cut: 0, 1, 2, ..; loop: 0..n-1, 0..n-1, ..; pingpong: 0..n-1, n-2..1, 0.. (both ends are shown once a turn).
+    """
+    period = _period(n_source, mode)
+    phase = i % period
+    return phase if phase < n_source else period - phase
+
+
+def ordered_frames(
+    video: VideoSource, n_source: int, n_output: int, mode: Order, start: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (source_index(i, n_source, mode), frame uint8 [H, W, 3]) for the output frames i in [start, n_output).
+
+    Backward runs are read in chunks of BACKWARD_CHUNK frames and equal the same frames read forward. A still image
+    repeats its frame in any mode. Raises ValueError if mode "cut" is to give more frames than n_source, or if the
+    video turns out to have fewer than n_source.
+    """
+    if mode == "cut" and n_output > n_source and not video.is_image:
+        raise ValueError(f"{n_output} frames cannot be cut from {n_source}")
+    if video.is_image or n_source == 1:
+        still = next(video.frames())
+        yield from ((0, still.copy()) for _ in range(start, n_output))
+        return
+    period = _period(n_source, mode)
+    i = start
+    while i < n_output:
+        phase = i % period
+        run = range(phase, n_source) if phase < n_source else range(period - phase, 0, -1)
+        run = run[: n_output - i]
+        gc.collect()  # PyAV's containers and streams refer to each other: a decoder closed before still holds frames
+        frames = video.frames(run.start, run.stop) if run.step > 0 else _backward(video, run)
+        for index in run:
+            frame = next(frames, None)
+            if frame is None:
+                raise ValueError(f"{video.path!r} ends before frame {index}, although {n_source} were announced")
+            yield index, frame
+        i += len(run)
+
+
+def read_audio(path: str) -> tuple[np.ndarray, int]:
+    """Read the sound of a sound or video file.
+
+    Returns float32 [n] in [-1, 1], the average of its channels at the file's own rate, and that rate in Hz.
+    Sample 0 is the first of the sound track, wherever it starts relative to the pictures. Raises InputError.
+    """
+    mono = bytearray()
+    with _open_media(path) as container:
+        stream = _audio_stream(container, path)
+        rate = stream.rate
+        for frame in _sound(container, stream, rate):
+            samples = frame.to_ndarray().reshape(frame.samples, -1)
+            mono += samples.mean(axis=1, dtype=np.float32).tobytes()
+    if not mono:
+        raise InputError(f"{path!r}: nothing of its sound could be decoded; it is damaged or of an unknown codec")
+    sound = np.frombuffer(mono, np.float32)
+    return np.clip(sound, -1, 1, out=sound), rate
+
+
+def check_target(path: str) -> None:
+    """Raise InputError unless a video can be written to `path`. Creates nothing, so call it before the work starts."""
+    name = os.path.basename(path)
+    if os.path.splitext(name)[1].lower() not in CONTAINER_FORMATS:
+        raise InputError(f"{path!r} cannot be written: its name must end in {', '.join(CONTAINER_FORMATS)}")
+    if os.path.isdir(path):
+        raise InputError(f"{path!r} cannot be written: it is a folder; name a file")
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path!r} cannot be written: {folder!r} is not a folder that you may write to")
+
+
+class VideoWriter:
+    """Writes an H.264 video (yuv420p) at a constant rate, with the sound of `audio_path` cut at the video's length.
+
+    A context manager. The file appears under its name only when complete: until then it is `.<name>.part` beside it,
+    which goes away if an exception leaves the block. The sound keeps its rate and channels (AAC).
+
+    source: the VideoSource whose size and colour tags to keep, or (width, height), which is tagged BT.709.
+    fps: frames per second. crf: x264's quality, 0 (lossless but for the halved chroma) to 51.
+    Raises InputError for a target that cannot be written, for unusable sound, or when no frame was written.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        source: VideoSource | tuple[int, int],
+        fps: Fraction | float,
+        crf: float = 18,
+        audio_path: str | None = None,
+    ) -> None:
+        check_target(path)
+        self.path = path
+        self.n_frames = 0
+        self._fps = Fraction(fps).limit_denominator(100_000)
+        if isinstance(source, VideoSource):
+            self._width, self._height, colour = source.width, source.height, source.colour
+        else:
+            (self._width, self._height), colour = source, _BT709
+        self._part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
+        container_format = CONTAINER_FORMATS[os.path.splitext(path)[1].lower()]
+        options = {} if container_format == "matroska" else {"movflags": "+faststart"}
+        with contextlib.ExitStack() as undo:
+            self._container = av.open(_url(self._part), "w", format=container_format, container_options=options)
+            undo.callback(self._discard)
+            self._video = self._add_video(crf, colour)
+            self._sound = _Soundtrack(audio_path, self._container) if audio_path else None
+            self._open_part()
+            self._to_yuv = _yuv_graph(self._video.width, self._video.height, colour.matrix)
+            undo.pop_all()
+        if (self._width, self._height) != (self._video.width, self._video.height):
+            print(
+                f"{path}: padded from {self._width}x{self._height} to {self._video.width}x{self._video.height}, "
+                "as H.264 needs even sizes",
+                file=sys.stderr,
+            )
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append one frame, RGB uint8 [H, W, 3]. Raises ValueError for any other shape or dtype."""
+        if frame.shape != (self._height, self._width, 3) or frame.dtype != np.uint8:
+            raise ValueError(
+                f"frame is {frame.dtype} {list(frame.shape)}, not uint8 {[self._height, self._width, 3]}"
+            )
+        padding = (0, self._video.height - self._height), (0, self._video.width - self._width), (0, 0)
+        rgb = np.pad(frame, padding, mode="edge") if np.any(padding) else np.ascontiguousarray(frame)
+        self._to_yuv.vpush(av.VideoFrame.from_numpy_buffer(rgb))
+        picture = self._to_yuv.vpull()
+        picture.pts, picture.time_base = self.n_frames, 1 / self._fps
+        self._container.mux(self._video.encode(picture))
+        self.n_frames += 1
+        if self._sound:
+            self._sound.advance(self.n_frames / self._fps)
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._discard)
+            if kind is not None:
+                return
+            if self.n_frames == 0:
+                raise InputError(f"{self.path!r} was not written: there were no frames for it")
+            self._container.mux(self._video.encode(None))
+            if self._sound:
+                self._sound.finish()
+            self._container.close()
+            os.replace(self._part, self.path)
+            undo.pop_all()
+
+    def _open_part(self) -> None:
+        """Create the file and its folder, and open the encoders."""
+        try:
+            os.makedirs(os.path.dirname(self._part) or ".", exist_ok=True)
+            self._container.start_encoding()
+        except (OSError, av.FFmpegError) as error:
+            raise InputError(f"{self.path!r} cannot be written: {error.strerror}") from None
+
+    def _add_video(self, crf: float, colour: ColourTags) -> av.VideoStream:
+        stream = self._container.add_stream(
+            "libx264", rate=self._fps, options={"crf": str(crf), "preset": X264_PRESET}
+        )
+        stream.width, stream.height = self._width + self._width % 2, self._height + self._height % 2
+        stream.pix_fmt = "yuv420p"
+        stream.thread_type = "FRAME"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = colour
+        context.color_range = ColorRange.MPEG
+        return stream
+
+    def _discard(self) -> None:
+        """Drop the unfinished file."""
+        with contextlib.suppress(av.FFmpegError):  # closing writes the end of the file: it fails when the disk is full
+            self._container.close()
+        with contextlib.suppress(OSError):
+            os.remove(self._part)
+
+
+def _yuv_graph(width: int, height: int, matrix: int) -> av.filter.Graph:
+    """Filters that turn rgb24 frames into yuv420p, limited range, with the chroma where H.264 decoders expect it."""
+    graph = av.filter.Graph()
+    rgb = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=Fraction(1, 1000))
+    options = f"out_color_matrix={matrix}:out_range=limited:out_chroma_loc=left:flags={_EXACT_FILTER}"
+    graph.link_nodes(rgb, graph.add("scale", options), graph.add("format", "yuv420p"), graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+class _Soundtrack:
+    """The sound of a file, decoded and encoded as far as the pictures have come."""
+
+    def __init__(self, path: str, output: av.container.OutputContainer) -> None:
+        self._input = _open_media(path)
+        source = _audio_stream(self._input, path)
+        self._rate = min(_AAC_RATES, key=lambda rate: abs(rate - source.rate))
+        n_channels = min(source.layout.nb_channels, len(_AAC_LAYOUTS))
+        layout = _AAC_LAYOUTS[n_channels - 1]
+        self._frames = _sound(self._input, source, self._rate, layout)
+        self._output = output
+        self._stream = output.add_stream("aac", rate=self._rate, layout=layout)
+        self._stream.bit_rate = _AAC_BITS_PER_CHANNEL * n_channels
+        self._decoded = AudioFifo()
+        self._n_encoded = 0
+
+    def advance(self, time: Fraction) -> None:
+        """Encode up to `time` in seconds, or to the end of the sound."""
+        n_wanted = round(time * self._rate) - self._n_encoded
+        while self._decoded.samples < n_wanted and (frame := next(self._frames, None)) is not None:
+            self._decoded.write(frame)
+        frame = self._decoded.read(n_wanted, partial=True) if n_wanted > 0 else None
+        if frame is not None:
+            frame.pts, frame.time_base = self._n_encoded, Fraction(1, self._rate)
+            self._n_encoded += frame.samples
+            self._output.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        self._output.mux(self._stream.encode(None))
+        self._input.close()
+
+
+def _url(path: str) -> str:
+    """A name FFmpeg takes literally: no other protocol, however many colons the path has."""
+    return "file:" + os.path.abspath(path)
+
+
+def _open_media(path: str) -> av.container.InputContainer:
+    if os.path.isdir(path):
+        raise InputError(f"{path!r} is a folder; name a video, picture or sound file")
+    if not os.path.exists(path):
+        raise InputError(f"{path!r} does not exist; name a video, picture or sound file")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path!r} is empty; name a video, picture or sound file")
+    try:
+        # pattern_type: a name like "%d.png" is that file, not a numbered sequence
+        return av.open(_url(path), container_options={"pattern_type": "none"}, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path!r} is not a readable video, picture or sound file: {reason}") from None
+
+
+def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
+    for stream in container.streams.video:
+        if stream.codec_context is not None and not stream.disposition & _NOT_A_PICTURE_TRACK:
+            stream.thread_type = "AUTO"
+            return stream
+    raise InputError(f"{path!r} has no pictures that can be decoded; name a video or picture file")
+
+
+def _audio_stream(container: av.container.InputContainer, path: str) -> av.AudioStream:
+    for stream in container.streams.audio:
+        if stream.codec_context is not None and stream.rate:
+            return stream
+    raise InputError(f"{path!r} has no sound that can be decoded; name a sound file or a video with sound")
+
+
+def _decode(packets: Iterator[av.Packet]) -> Iterator[Any]:
+    """Decode packets; a damaged one costs its own frames only, and a file cut short ends there."""
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        with contextlib.suppress(av.FFmpegError):
+            yield from packet.decode()
+
+
+def _decode_near(
+    container: av.container.InputContainer, stream: av.VideoStream, time: Fraction
+) -> Iterator[av.VideoFrame]:
+    """Decode from a keyframe near `time` (seconds in the file); the caller checks that it is early enough."""
+    assert stream.time_base is not None  # a demuxer sets it
+    try:
+        container.seek(int(time / stream.time_base), stream=stream)
+    except av.FFmpegError:
+        return
+    frames = _decode(dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)))
+    first = next(frames, None)
+    if first is not None and first.pts is not None:
+        yield first
+        yield from frames
+
+
+def _seconds(frame: av.VideoFrame) -> Fraction | None:
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+
+
+def _round_half_away(x: Fraction) -> int:
+    """FFmpeg's AV_ROUND_NEAR_INF."""
+    return int(x + Fraction(1, 2)) if x >= 0 else -int(Fraction(1, 2) - x)
+
+
+def _resample(
+    timed: Iterable[tuple[Fraction, Fraction, av.VideoFrame]], fps: Fraction
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Give (time, duration, frame) output indices at a constant rate, as ffmpeg's fps filter (round=near) does.
+
+    A frame belongs to index round(time * fps); output n is the last frame that belongs to n or before. An output
+    depends on its source frame and the next only, so this may start anywhere: the first index is the first frame's.
+    """
+    index, held = 0, None
+    for time, duration, frame in timed:
+        belongs_to = _round_half_away(time * fps)
+        if held is None:
+            index = belongs_to
+        while held is not None and index < belongs_to:
+            yield index, held
+            index += 1
+        held, end = frame, max(1, _round_half_away((time + duration) * fps))
+    while held is not None and index < end:
+        yield index, held
+        index += 1
+
+
+def _between(delivered: Iterable[tuple[int, av.VideoFrame]], start: int, stop: int | None) -> Iterator[av.VideoFrame]:
+    """The frames with indices in [start, stop); asks for nothing after them."""
+    if stop is not None and stop <= start:
+        return
+    for index, frame in delivered:
+        if index >= start:
+            yield frame
+        if stop is not None and index + 1 >= stop:
+            return
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(transposed, then flipped left-right, then flipped up-down), from the display matrix of phone clips and EXIF."""
+    display_matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if display_matrix is None:
+        return False, False, False
+    # x' = a x + c y, y' = b x + d y with y downwards (libavutil/display.h)
+    a, b, _, c, d = np.frombuffer(display_matrix, np.int32)[:5]
+    return (True, c < 0, b < 0) if abs(a) < abs(b) else (False, a < 0, d < 0)
+
+
+def _convert(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterator[np.ndarray]:
+    """Turn decoded frames into RGB uint8 [height, width, 3], upright; whatever their size, they are scaled to this."""
+    reformatter = VideoReformatter()
+    for frame in frames:
+        transposed, flip_x, flip_y = _orientation(frame)
+        size = (height, width) if transposed else (width, height)
+        rgb: np.ndarray = reformatter.reformat(frame, *size, format="rgb24", interpolation=_EXACT).to_ndarray()
+        if transposed:
+            rgb = cv2.transpose(rgb)
+        if flip_x:
+            rgb = cv2.flip(rgb, 1)
+        if flip_y:
+            rgb = cv2.flip(rgb, 0)
+        yield rgb
+
+
+def _period(n_source: int, mode: Order) -> int:
+    """Number of output frames after which the order repeats."""
+    if mode not in ("cut", "loop", "pingpong"):
+        raise ValueError(f"mode {mode!r} is not one of cut, loop, pingpong")
+    return max(1, 2 * (n_source - 1)) if mode == "pingpong" else n_source
+
+
+def _backward(video: VideoSource, run: range) -> Iterator[np.ndarray]:
+    """The frames of a falling range of indices, read in rising chunks that end with the next ones to show."""
+    with _open_media(video.path) as container:
+        stream = _video_stream(container, video.path)
+        for stop in range(run.start + 1, run.stop + 1, -BACKWARD_CHUNK):
+            yield from reversed(_read_chunk(video, container, stream, max(run.stop + 1, stop - BACKWARD_CHUNK), stop))
+
+
+def _read_chunk(
+    video: VideoSource, container: av.container.InputContainer, stream: av.VideoStream, start: int, stop: int
+) -> list[np.ndarray]:
+    """The frames [start, stop), as video.frames(start, stop) gives them, decoded from a keyframe near `start`."""
+    for seconds_back in _SEEK_BACK_SECONDS:
+        time = start / video.fps - seconds_back
+        if video.start_time is None or time <= 0:
+            break
+        delivered = video._deliver(_decode_near(container, stream, time + video.start_time))
+        first = next(delivered, None)
+        if first is not None and first[0] <= start:
+            return list(_convert(_between(chain([first], delivered), start, stop), video.width, video.height))
+    gc.collect()
+    return list(video.frames(start, stop))
+
+
+def _sound(
+    container: av.container.InputContainer, stream: av.AudioStream, rate: int, layout: str | None = None
+) -> Iterator[av.AudioFrame]:
+    """Decode sound to interleaved float frames at `rate` Hz; layout None keeps the channels as they are."""
+    kinds = groupby(_decode(container.demux(stream)), lambda frame: (frame.format.name, frame.layout.name, frame.rate))
+    for _, frames in kinds:  # more than one if the stream changes on the way
+        resampler = AudioResampler("flt", layout, rate)  # planar frames of over 8 channels crash PyAV 18.1
+        for frame in chain(frames, [None]):  # None asks for the rest
+            for resampled in resampler.resample(frame):
+                if resampled is not None:
+                    resampled.pts = None  # gaps in the file's times are not kept
+                    yield resampled
