@@ -22,7 +22,7 @@ CHANNEL_MULT = {
     512: (1, 1, 2, 2, 4, 4),
 }
 
-# Far beyond any network that was trained: a foreign configuration must not fill the memory before its shapes are compared.
+# Far beyond any trained network: a foreign configuration must not fill the memory before its shapes are compared.
 LARGEST = {"num_channels": 4096, "num_res_blocks": 64, "nframes": 10000, "audio_dim": 1024, "diffusion_steps": 100000}
 
 # Upstream's options with one supported value: the others never ran, or concern training only.

@@ -22,7 +22,7 @@ import numpy as np
 from av.audio.fifo import AudioFifo
 from av.audio.resampler import AudioResampler
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from guided_diffusion.errors import InputError
 
@@ -33,7 +33,7 @@ X264_PRESET = "medium"
 BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
 
 # Without these flags swscale takes short cuts that darken a picture by one level in every round trip.
-_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_EXACT = 0x2 | 0x40000 | 0x2000  # bilinear, accurate_rnd, full_chroma_int: PyAV has names for all since 18 only
 _EXACT_FILTER = "bicubic+accurate_rnd+full_chroma_inp"
 _NOT_A_PICTURE_TRACK = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _SEEK_BACK_SECONDS = (0, 2, 8, 32, 128)  # containers without an index land late; then try from further back
