@@ -6,10 +6,13 @@ Lineage: the U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv 2105.05233
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 AUDIO_CHANNELS = 32
 AUDIO_CHANNEL_MULT = (1, 2, 3, 4)
@@ -26,7 +29,7 @@ class GroupNorm32(nn.GroupNorm):
         return super().forward(x.float()).type(x.dtype)
 
 
-def zero_module(module: nn.Module) -> nn.Module:
+def zero_module(module: M) -> M:
     """Set all parameters of `module` to zero and return it, so that a residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -112,11 +115,13 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
-        qkv = self.qkv(self.norm(x).reshape(n, c, height * width))
-        q, k, v = qkv.view(n, self.num_heads, -1, height * width).transpose(2, 3).chunk(3, dim=-1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(n, c, height * width)
-        return x + self.proj_out(h).view(n, c, height, width)
+        # positions before channels: a view of channels_last memory, and the layout that fused attention needs
+        h = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = F.linear(h, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q, k, v = qkv.unflatten(2, (self.num_heads, 3, -1)).transpose(1, 2).unbind(dim=3)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class TimestepEmbedSequential(nn.Sequential):
