@@ -1,0 +1,1 @@
+"""Sound: loading speech and the mel windows that the network hears."""

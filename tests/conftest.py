@@ -1,0 +1,61 @@
+"""Small stand-ins: a random network, a short video, a speech file."""
+
+import os
+
+# one thread, here and in the processes that tests start: equal to the last bit, and no fight over two cores
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from fill import fill_
+
+from guided_diffusion.script_util import create_model, model_config
+from guided_diffusion.video_util import VideoWriter
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def small_config() -> dict:
+    return json.loads((DATA / "state_dicts.json").read_text())["small_64"]["config"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_config: dict) -> Path:
+    """A bare state dict of random weights with its configuration beside it, as upstream's flags name it."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small 64.pt"
+    torch.save(fill_(create_model(model_config(small_config, "test"))).state_dict(), path)
+    path.with_suffix(".json").write_text(json.dumps(small_config))
+    return path
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> Path:
+    with VideoWriter(str(path), source=(frames.shape[2], frames.shape[1]), fps=Fraction(fps)) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return path
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 frames of 224 x 224, as in VoxCeleb2: no detector is needed. Brightness grows with the frame's number."""
+    ramp = np.linspace(40, 200, 224 * 224).reshape(224, 224, 1)
+    frames = np.stack([np.repeat(ramp + 4 * k, 3, axis=2) for k in range(12)]).astype(np.uint8)
+    return write_video(tmp_path_factory.mktemp("video") / "clip é.mp4", frames)
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One second of noise in bursts, stereo at 22050 Hz."""
+    rng = np.random.default_rng(0)
+    t = np.arange(22050) / 22050
+    burst = (np.sin(2 * np.pi * 3 * t) > 0)[:, None] * rng.normal(0, 0.2, (len(t), 2))
+    path = tmp_path_factory.mktemp("speech") / "some words.wav"
+    soundfile.write(path, burst, 22050)
+    return path
