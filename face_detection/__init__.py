@@ -1,0 +1,1 @@
+"""Faces: detection, landmarks, and one person's track through a video."""
