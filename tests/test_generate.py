@@ -1,0 +1,480 @@
+"""The program: its loop against the reference, its command line, bad input, resuming, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_video
+from fill import fill_
+
+import generate
+from face_detection.api import Detection
+from face_detection.tracks import build_track
+from generate import DiffusionSampler, Options, SecondPass, create_argparser, main, parse_options, pictures
+from guided_diffusion.errors import InputError
+from guided_diffusion.logger import Timings
+from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+CLIPS = ROOT.parent / "shared" / "clips"
+
+
+def decoded(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+# ------------------------------------------------------------------------------------------------ the loop itself
+
+
+@dataclass(frozen=True)
+class FakeVideo:
+    array: np.ndarray
+    is_image: bool = False
+
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        return iter(self.array[start:stop])
+
+
+@dataclass(frozen=True)
+class FakeClip:
+    video: FakeVideo
+    n_windows: int
+    mel: np.ndarray | None = None
+    fps: Fraction = Fraction(25)
+
+
+def golden_pass(small_config: dict, monkeypatch: pytest.MonkeyPatch, **flags: object) -> tuple[SecondPass, np.ndarray]:
+    golden = np.load(DATA / "loop.npz")
+    monkeypatch.setattr(generate, "mel_windows", lambda mel, start, stop, fps: golden["mels"][start:stop])  # noqa: ARG005
+    config = model_config(small_config, "test")
+    options = Options(
+        video_path="v", audio_path="a", model_path="m", is_voxceleb2=False, sampling_seed=7, use_ddim=True, **flags
+    )
+    boxes = iter(golden["boxes"])
+
+    def detect(images: list[np.ndarray]) -> list[list[Detection]]:
+        return [[Detection(tuple(map(float, next(boxes))), 1.0, None)] for _ in images]
+
+    track = build_track(iter(golden["frames"]), detect, batch_size=4, pads=(0, 0, 0, 0))
+    model = fill_(create_model(config)).eval().to(memory_format=torch.channels_last)
+    sampler = DiffusionSampler(
+        model, create_gaussian_diffusion(config, "ddim10"), config, options, torch.device("cpu")
+    )
+    clip = FakeClip(FakeVideo(golden["frames"]), n_windows=len(golden["frames"]))
+    return SecondPass(clip, track, options, config, sampler, None, Timings()), golden
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("gt", {}),
+        ("first_frame", {"sampling_input_type": "first_frame", "sampling_ref_type": "first_frame"}),
+        ("random", {"sampling_ref_type": "random"}),
+    ],
+)
+def test_loop_equals_the_reference(
+    name: str, flags: dict, small_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second_pass, golden = golden_pass(small_config, monkeypatch, **flags)
+    output = np.stack([picture for _, picture in pictures(second_pass, [], Timings())])
+    expected = golden[f"out_{name}"]
+    assert output.shape == expected.shape
+    difference = np.abs(output.astype(int) - expected)
+    assert (difference > 2).mean() < 1e-3
+
+
+def test_stages_run_in_order_on_float_crops(small_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage gets the crop in [0, 1] with its face, may change the size, and does not see what it must not change."""
+    second_pass, _ = golden_pass(small_config, monkeypatch)
+    second_pass.sampler = lambda crops, *_: np.full((len(crops), 64, 64, 3), 51, np.uint8)
+    seen = []
+
+    def double(crop: np.ndarray, face: generate.Face) -> np.ndarray:
+        seen.append((face.index, crop.dtype, crop.shape, float(crop.max())))
+        return np.repeat(np.repeat(2 * crop, 2, axis=0), 2, axis=1)
+
+    timings = Timings()
+    shown = list(pictures(second_pass, [("double", double), ("halve", lambda crop, face: crop / 4)], timings))  # noqa: ARG005
+    assert seen == [(k, np.float32, (64, 64, 3), pytest.approx(0.2)) for k in range(13)]
+    for index, (source, picture) in enumerate(shown):
+        y1, y2, x1, x2 = second_pass.track.boxes[index]
+        assert (picture[y1:y2, x1:x2] == 26).all()
+        outside = np.ones(picture.shape[:2], bool)
+        outside[y1:y2, x1:x2] = False
+        np.testing.assert_array_equal(picture[outside], source[outside])
+    assert {"double", "halve", "paste"} <= timings.seconds.keys()
+
+
+def test_frames_without_a_face_pass_through(small_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    second_pass, golden = golden_pass(small_config, monkeypatch, sampling_ref_type="first_frame")
+    has_face = second_pass.track.has_face.copy()
+    has_face[[0, 5]] = False
+    second_pass.track = replace(second_pass.track, has_face=has_face)
+    second_pass.sampler = lambda crops, *_: np.zeros((len(crops), 64, 64, 3), np.uint8)
+    for index, (_, picture) in enumerate(pictures(second_pass, [], Timings())):
+        assert (picture == golden["frames"][index]).all() == (index in (0, 5))
+    # the reference is then the first crop that there is
+    y1, y2, x1, x2 = second_pass.track.boxes[1]
+    expected = cv2.resize(golden["frames"][1][y1:y2, x1:x2], (64, 64))
+    np.testing.assert_array_equal(second_pass._reference_crop(), expected)
+
+
+def test_no_flag_no_stage() -> None:
+    assert generate.build_stages(Options(video_path="v", audio_path="a", model_path="m")) == []
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+UPSTREAM_FLAGS = """--generate_from_filelist 0 --save_orig=False --use_fp16 True --face_hide_percentage 0.5
+ --use_ref True --use_audio=True --audio_as_style yes --audio_as_style_encoder_mlp False --nframes 5 --nrefer 1
+ --image_size 64 --syncnet_T 5 --syncnet_mel_step_size 16 --audio_frames_per_video 16 --audio_dim 80
+ --is_voxceleb2 1 --video_fps 25 --sample_rate 16000 --mel_steps_per_sec 80. --clip_denoised true
+ --sampling_batch_size 2 --use_ddim True --sample_path d2l_gen --sample_partition= --sampling_seed=7
+ --sampling_use_gt_for_ref no --sampling_ref_type gt --sampling_input_type gt --face_det_batch_size 64 --pads 0,0,0,0
+ --num_channels 32 --num_res_blocks 1 --num_heads 4 --num_heads_upsample -1 --num_head_channels 32
+ --attention_resolutions 8 --dropout 0.0 --class_cond False --use_checkpoint False --use_scale_shift_norm False
+ --resblock_updown True --learn_sigma False --diffusion_steps 1000 --noise_schedule linear
+ --timestep_respacing ddim2 --use_kl False --predict_xstart True --rescale_timesteps False
+ --rescale_learned_sigmas False --loss_variation 0 --audio_encoder_kwargs {}""".split()
+
+
+@pytest.fixture
+def job(video: Path, speech: Path, checkpoint: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a job that takes a second."""
+    return [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint),
+        "--out_path", str(tmp_path / "out folder" / "result.mp4"), "--save_orig", "False", "--crf", "0",
+        "--use_ddim", "True", "--timestep_respacing", "ddim2", "--sampling_seed", "7", "--device", "cpu",
+        "--sampling_batch_size", "1",
+    ]  # fmt: skip
+
+
+def result_of(arguments: list[str], *more: str) -> np.ndarray:
+    assert main([*arguments, *more]) == 0
+    return decoded(Path(arguments[arguments.index("--out_path") + 1]))
+
+
+def test_all_of_upstreams_flags(job: list[str], video: Path, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    frames = result_of([*job, *UPSTREAM_FLAGS], "--stats", str(stats), "--save_orig", "True")
+    source = decoded(video)
+    assert frames.shape == source.shape
+    y1, y2, x1, x2 = generate.voxceleb2_box(224, 224)
+    assert np.abs(frames[:, y2 + 4 :].astype(int) - source[:, y2 + 4 :]).max() <= 3
+    assert np.abs(frames[:, (y1 + y2) // 2 : y2, x1:x2].astype(int) - source[:, (y1 + y2) // 2 : y2, x1:x2]).mean() > 5
+    assert np.abs(decoded(tmp_path / "out folder" / "result_orig.mp4").astype(int) - source).max() <= 3
+    said = json.loads(stats.read_text())
+    assert said["frames"] == 12
+    assert {"decode", "sample", "paste", "encode"} <= said["ms_per_frame"].keys()
+    assert said["options"]["sampling_seed"] == 7
+    assert said["peak_memory_mib"]["rss"] > 100
+
+
+def test_every_option_stands_in_help_and_readme() -> None:
+    text = create_argparser().format_help()
+    readme = (ROOT / "README.md").read_text()
+    for name in vars(create_argparser().parse_args([])):
+        assert f"--{name} " in text
+        assert f"`{name}`" in readme or f"`--{name}`" in readme, f"{name} is not in the README"
+
+
+@pytest.mark.parametrize("text", ["true", "1", "Yes", "True"])
+def test_booleans(text: str) -> None:
+    options, _ = parse_options(["--video_path=v", "--audio_path=a", "--model_path=m", "--use_ddim", text])
+    assert options.use_ddim is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--use_ddim", "maybe"], "'maybe' is not a truth value"),
+        (["--face_detector", "mtcnn"], "choose from sfd, blazeface, yunet, retinaface, dlib"),
+        (["--sampling_ref_type", "last"], "choose from gt, first_frame, random"),
+        (["--audio_longer", "stretch"], "choose from cut, loop, pingpong"),
+        (["--device", "tpu"], "choose from auto, cuda, mps, cpu"),
+        (["--crf", "52"], "from 0 to 51"),
+        (["--pads", "0,0,0"], "four whole numbers"),
+        (["--sampling_batch_size", "0"], "from 1"),
+        (["--timestep_respacing", "ddim999"], "ddim999"),
+        (["--image_size", "128"], "--image_size 128 contradicts the configuration in"),
+        (["--class_cond", "True"], "class_cond is True; only False is supported"),
+        (["--sampling_seed", "x"], "invalid int value: 'x'"),
+        (["--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),
+        (["--out_path", "result.gif"], ".mp4"),
+        (["--video_path", "nothing.mp4"], "nothing.mp4: no such file"),
+        (["--model_path", "nothing.pt"], "nothing.pt: no such file"),
+        (["--generate_from_filelist", "1", "--filelist", "nothing.txt"], "nothing.txt"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    flags: list[str], words: str, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([*job, *flags]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("notice:")]
+    assert len(lines) == 1
+    assert lines[0].startswith("generate.py: error: ")
+    assert words in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_without_a_face(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*job, "--is_voxceleb2", "False", "--face_detector", "dlib"]) == 2
+    assert "é.mp4: no face in any of the 12 frames" in capsys.readouterr().err
+    assert not (tmp_path / "out folder").exists()
+
+
+def test_target_that_is_an_input(job: list[str], video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = video.read_bytes()
+    assert main([*job, "--out_path", str(video)]) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert video.read_bytes() == before
+
+
+def test_fixed_crop_of_another_size_warns(
+    job: list[str], speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "wide.mp4", np.full((3, 64, 96, 3), 90, np.uint8))
+    assert main([*job, "--video_path", str(tmp_path / "wide.mp4")]) == 0
+    assert "give --is_voxceleb2 False" in capsys.readouterr().err
+    assert speech.exists()
+
+
+@pytest.mark.parametrize(("mode", "order"), [("loop", [0, 1, 2, 0, 1]), ("pingpong", [0, 1, 2, 1, 0])])
+def test_sound_that_outlasts_the_video(mode: str, order: list[int], job: list[str], tmp_path: Path) -> None:
+    levels = [60, 120, 180]
+    clip = write_video(tmp_path / "short.mp4", np.stack([np.full((224, 224, 3), level, np.uint8) for level in levels]))
+    frames = result_of(job, "--video_path", str(clip), "--audio_longer", mode)
+    # windows of 0.2 s in a second of sound: see test_audio.py
+    assert len(frames) == 22
+    corner = frames[:5, -10:, -10:].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(corner, [levels[k] for k in order], atol=2)
+
+
+def test_a_picture_as_video(job: list[str], tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "face.png"), np.full((224, 224, 3), 100, np.uint8))
+    assert len(result_of(job, "--video_path", str(tmp_path / "face.png"))) == 22
+
+
+def test_the_sources_own_rate(job: list[str], tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "slow.mp4", np.full((8, 224, 224, 3), 100, np.uint8), fps=10)
+    frames = result_of(job, "--video_path", str(clip), "--video_fps", "0")
+    assert len(frames) == 8
+    with av.open(job[job.index("--out_path") + 1]) as container:
+        assert container.streams.video[0].average_rate == 10
+        assert container.streams.audio[0].rate == 22050
+        assert container.streams.audio[0].channels == 2
+    assert len(result_of(job, "--video_path", str(clip))) == 20
+
+
+def test_the_seed_decides_the_sample(job: list[str]) -> None:
+    first = result_of(job)
+    np.testing.assert_array_equal(result_of(job), first)
+    assert np.abs(result_of(job, "--sampling_seed", "8").astype(int) - first).max() > 10
+
+
+def test_ancestral_sampling_with_a_seed_repeats(job: list[str]) -> None:
+    flags = ["--use_ddim", "False", "--timestep_respacing", "3"]
+    first = result_of(job, *flags)
+    np.testing.assert_array_equal(result_of(job, *flags), first)
+
+
+# -------------------------------------------------------------------------------------------- filelist, work folder
+
+
+@pytest.fixture
+def filelist(job: list[str], video: Path, speech: Path, tmp_path: Path) -> list[str]:
+    """Three lines: names without .mp4, a missing video, a sound file by its full name."""
+    folder = tmp_path / "test videos"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.mp4").write_bytes(video.read_bytes())
+    (folder / "b.mp4").write_bytes(Path(result_video(job)).read_bytes())
+    (folder / "c d.wav").write_bytes(speech.read_bytes())
+    (tmp_path / "list.txt").write_text("b sub/a\n\nb missing\nc d.wav\tsub/a\n")
+    return [
+        *job, "--generate_from_filelist", "True", "--filelist", str(tmp_path / "list.txt"),
+        "--test_video_dir", str(folder), "--sample_path", str(tmp_path / "results"),
+    ]  # fmt: skip
+
+
+def result_video(job: list[str]) -> str:
+    assert main(job) == 0
+    return job[job.index("--out_path") + 1]
+
+
+RESULTS = ["b_sub.a.mp4", "c d.wav_sub.a.mp4"]
+
+
+def test_filelist_reports_a_bad_line_and_goes_on(
+    filelist: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(filelist) == 1
+    said = capsys.readouterr()
+    assert "3 lines: 2 made, 0 existed, 1 failed" in said.out
+    assert "missing.mp4: no such file" in said.err
+    results = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert results == RESULTS
+    before = {name: (tmp_path / "results" / name).stat().st_mtime_ns for name in RESULTS}
+    assert main([*filelist, "--skip_existing", "True"]) == 1
+    assert "0 made, 2 existed, 1 failed" in capsys.readouterr().out
+    assert before == {name: (tmp_path / "results" / name).stat().st_mtime_ns for name in RESULTS}
+
+
+def run_ranks(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "generate.py"), *arguments],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def test_two_ranks_take_lines_in_turn(filelist: list[str], tmp_path: Path) -> None:
+    done = run_ranks(filelist)
+    assert "3 lines: 2 made, 0 existed, 1 failed" in done.stdout
+    assert done.returncode == 1
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == RESULTS
+
+
+def test_two_ranks_share_one_video(job: list[str], tmp_path: Path) -> None:
+    work_dir = ["--work_dir", str(tmp_path / "work")]
+    done = run_ranks([*job, *work_dir])
+    assert done.returncode == 0, done.stderr
+    out_path = Path(job[job.index("--out_path") + 1])
+    np.testing.assert_array_equal(decoded(out_path), result_of(job))
+
+
+def count_samples(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Batches that are sampled from here on, by number."""
+    numbers: list[int] = []
+    plain = DiffusionSampler.__call__
+
+    def counting(self: DiffusionSampler, crops, ref_crops, mels, batch_number):
+        numbers.append(batch_number)
+        return plain(self, crops, ref_crops, mels, batch_number)
+
+    monkeypatch.setattr(DiffusionSampler, "__call__", counting)
+    return numbers
+
+
+def test_stored_samples_are_composited_again(
+    job: list[str], speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = result_of(job)
+    sampled = count_samples(monkeypatch)
+    stored = [*job, "--work_dir", str(tmp_path / "work")]
+    np.testing.assert_array_equal(result_of(stored), plain)
+    assert sampled == [0, 1, 2]
+    np.testing.assert_array_equal(result_of(stored), plain)
+    assert sampled == [0, 1, 2]
+    result_of(stored, "--crf", "30")
+    assert sampled == [0, 1, 2]
+    # a lost batch is made again, alone
+    (lost,) = (tmp_path / "work").glob("samples-*/000001.npy")
+    lost.unlink()
+    np.testing.assert_array_equal(result_of(stored), plain)
+    assert sampled == [0, 1, 2, 1]
+    assert len(list((tmp_path / "work").glob("samples-*"))) == 1
+    # anything that changes the samples makes them anew, under another key
+    result_of(stored, "--sampling_seed", "8")
+    assert len(list((tmp_path / "work").glob("samples-*"))) == 2
+    assert speech.exists()
+
+
+def test_work_folder_needs_a_seed(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = job.index("--sampling_seed")
+    assert main([*job[:at], *job[at + 2 :], "--work_dir", str(tmp_path / "work")]) == 2
+    assert "--sampling_seed" in capsys.readouterr().err
+
+
+def test_killed_run_continues(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL after the first complete batch: no half file at the target, the rest is sampled, the frames are equal."""
+    plain = result_of(job)
+    out_path = Path(job[job.index("--out_path") + 1])
+    out_path.unlink()
+    stored = [*job, "--work_dir", str(tmp_path / "work")]
+    process = subprocess.Popen([sys.executable, str(ROOT / "generate.py"), *stored], stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "work").glob("samples-*/000000.npy")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out_path.exists()
+    sampled = count_samples(monkeypatch)
+    np.testing.assert_array_equal(result_of(stored), plain)
+    assert sampled in ([1, 2], [2])
+    assert [path.name for path in out_path.parent.iterdir()] == ["result.mp4"]
+
+
+def test_a_terminated_run_leaves_nothing(job: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "generate.py"), *job, "--timestep_respacing", "ddim100"], stderr=subprocess.DEVNULL
+    )
+    while not list(tmp_path.glob("out folder/.*.part")):
+        assert process.poll() is None, "the run ended before it could be terminated"
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait() == 143
+    assert list((tmp_path / "out folder").iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------- from end to end
+
+
+def test_command_line_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """NASA's public-domain portrait, the dlib detector, the program as users start it."""
+    from skimage import data
+
+    clip = write_video(tmp_path / "astronaut.mp4", np.stack([np.roll(data.astronaut(), k, axis=1) for k in range(8)]))
+    out_path = tmp_path / "out.mp4"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "generate.py"), "--video_path", str(clip), "--audio_path", str(speech),
+         "--model_path", str(checkpoint), "--out_path", str(out_path), "--is_voxceleb2", "False",
+         "--face_detector", "dlib", "--use_ddim", "True", "--timestep_respacing", "ddim2", "--sampling_seed", "7"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "8 frames" in done.stdout
+    frames, source = decoded(out_path).astype(int), decoded(clip).astype(int)
+    changed = np.abs(frames - source).mean(axis=(0, 3)) > 12
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    # the face lies at rows 60-190, columns 170-275
+    assert 40 < rows.min() < rows.max() < 210
+    assert 150 < columns.min() < columns.max() < 300
+
+
+def test_input_errors_are_of_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise InputError("what was given; what is allowed")
+
+    monkeypatch.setattr(generate, "parse_options", fail)
+    assert main([]) == 2
+    assert capsys.readouterr().err == "generate.py: error: what was given; what is allowed\n"
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="needs ../shared/clips")
+def test_a_second_of_a_real_clip(checkpoint: Path, speech: Path, tmp_path: Path) -> None:
+    """A vertical 1080 x 1920 clip with a small face."""
+    out_path = tmp_path / "out.mp4"
+    assert main([
+        "--video_path", str(CLIPS / "portrait_1080x1920_25fps.mp4"), "--audio_path", str(speech), "--out_path",
+        str(out_path), "--model_path", str(checkpoint), "--is_voxceleb2", "False", "--face_detector", "dlib",
+        "--use_ddim", "True", "--timestep_respacing", "ddim2", "--sampling_seed", "7", "--save_orig", "False",
+    ]) == 0  # fmt: skip
+    with av.open(str(out_path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.frames) == (1080, 1920, 22)

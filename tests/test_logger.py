@@ -1,0 +1,101 @@
+"""Times, memory and versions of a run. Time stands still except where a test moves it."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from guided_diffusion import logger
+from guided_diffusion.logger import Timings, peak_memory, versions
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(logger.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_parts_add_up_nest_and_count_when_they_fail(clock: Clock) -> None:
+    timings = Timings()
+    clock.wait(1)
+    with timings.measure("outer"):
+        clock.wait(2)
+        with timings.measure("inner"):
+            clock.wait(4)
+
+    @timings.measure("inner")
+    def fail() -> None:
+        clock.wait(8)
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        fail()
+    assert timings.seconds == {"outer": 6, "inner": 12}
+    assert timings.total() == 15
+
+
+@pytest.mark.parametrize("items", [[], [1, 2, 3], [None, 0, None], [np.zeros(2), np.ones(2)]])
+def test_iterate_hands_on_every_item_and_times_only_their_making(items: list, clock: Clock) -> None:
+    """An item that is None, or an array that has no truth value, must not end it."""
+
+    def slow() -> Iterator[object]:
+        for item in items:
+            clock.wait(2)
+            yield item
+
+    timings = Timings()
+    seen = []
+    for item in timings.iterate("decode", slow()):
+        clock.wait(100)
+        seen.append(item)
+    assert len(seen) == len(items)
+    assert all(a is b for a, b in zip(seen, items, strict=True))
+    assert timings.seconds == {"decode": 2 * len(items)}
+
+
+def test_iterate_is_lazy_and_passes_errors_on(clock: Clock) -> None:
+    def failing() -> Iterator[int]:
+        clock.wait(1)
+        yield 1
+        clock.wait(1)
+        raise OSError("damaged")
+
+    timings = Timings()
+    numbers = timings.iterate("decode", failing())
+    assert timings.seconds == {}
+    assert next(numbers) == 1
+    with pytest.raises(OSError, match="damaged"):
+        next(numbers)
+    assert timings.seconds == {"decode": 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="compares with /proc")
+def test_peak_memory_is_in_mebibytes() -> None:
+    """Linux keeps the peak in kB as VmHWM; the other counter may start higher, with that of the parent process."""
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert 0.98 * int(peak) / 1024 < peak_memory()["rss"] < 100_000
+
+
+def test_versions_are_the_running_ones() -> None:
+    found = versions()
+    assert found["python"] == sys.version.split()[0]
+    assert str(torch.__version__).startswith(found["torch"])  # without "+cpu"
+    assert found["numpy"] == np.__version__
+
+
+def test_packages_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger, "PACKAGES", ("torch", "no-such-package"))
+    assert set(versions()) == {"python", "torch"}

@@ -1,0 +1,108 @@
+"""Conditioning: the mask, the noise, the network's inputs, and the way back to pictures."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.extra.numpy import arrays
+
+from guided_diffusion.tfg_data_util import (
+    lower_half_mask,
+    resize_crop,
+    sample_to_crops,
+    sampling_noise,
+    tfg_process_batch,
+    to_tensor,
+)
+
+
+def random_crops(n: int, height: int = 8, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("height", "hidden", "first_row"),
+    [(64, 0.5, 32), (7, 0.5, 3), (9, 0.5, 4), (10, 0.25, 7), (8, 0.0, 8), (8, 1.0, 0), (5, 0.9, 0)],
+)
+def test_mask_begins_at_the_truncated_row(height: int, hidden: float, first_row: int) -> None:
+    mask = lower_half_mask(2, height, 3, hidden)
+    assert (mask.shape, mask.dtype) == ((2, 1, height, 3), torch.float32)
+    assert (mask[:, :, :first_row] == 0).all()
+    assert (mask[:, :, first_row:] == 1).all()
+
+
+def test_seeded_noise_is_one_image_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    noise = sampling_noise(3, 8, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    expected = torch.randn(1, 3, 8, 8)  # as upstream draws it
+    assert noise.shape == (3, 3, 8, 8)
+    assert all(torch.equal(image, expected[0]) for image in noise)
+    assert not torch.equal(sampling_noise(1, 8, 8), expected)
+
+
+def test_noise_without_a_seed_differs_between_images_and_calls() -> None:
+    first, second = sampling_noise(2, 8, None), sampling_noise(2, 8, None)
+    images = [*first, *second]
+    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+
+
+def test_batch_shows_the_network_no_hidden_pixel() -> None:
+    crops, others = random_crops(2), random_crops(3)[:2]
+    mels = np.random.default_rng(0).normal(size=(2, 80, 16)).astype(np.float32)
+    noise = torch.randn(2, 3, 8, 6)
+    batch = tfg_process_batch(list(crops), list(others), mels, noise, 0.5)
+    for name in ("image", "cond_img", "ref_img"):
+        assert (batch[name].shape, batch[name].dtype) == ((2, 3, 8, 6), torch.float32)
+    assert batch["mask"].shape == (2, 1, 8, 6)
+    assert torch.equal(batch["image"], to_tensor(crops))
+    assert torch.equal(batch["ref_img"], to_tensor(others))
+    assert torch.equal(batch["cond_img"][:, :, :4], batch["image"][:, :, :4])
+    assert torch.equal(batch["cond_img"][:, :, 4:], noise[:, :, 4:])
+    assert torch.equal(batch["noise"], noise)
+    np.testing.assert_array_equal(batch["indiv_mels"].numpy(), mels)
+
+
+def test_batch_without_references_has_none() -> None:
+    mels = np.zeros((2, 80, 16), np.float32)
+    batch = tfg_process_batch(list(random_crops(2)), None, mels, torch.zeros(2, 3, 8, 6), 0.5)
+    assert "ref_img" not in batch
+
+
+def test_to_tensor_spans_minus_one_to_one_in_rgb() -> None:
+    crop = np.zeros((2, 2, 3), np.uint8)
+    crop[0, 1] = (255, 0, 51)
+    tensor = to_tensor([crop])
+    assert tensor.shape == (1, 3, 2, 2)
+    torch.testing.assert_close(tensor[0, :, 0, 1], torch.tensor([1.0, -1.0, -0.6]))
+    assert (tensor.min(), tensor.max()) == (-1, 1)
+
+
+def test_sample_is_clamped_and_truncated_inside_the_mask_only() -> None:
+    """Truncated as upstream does: 0.999 of a level is none. Outside the mask the given picture stays."""
+    levels = torch.tensor([-3.0, -1.0, 99.999 / 127.5 - 1, 100.001 / 127.5 - 1, 1.0, 3.0])
+    sample = levels.expand(1, 3, 4, 6)
+    image = torch.full((1, 3, 4, 6), 0.5)
+    crops = sample_to_crops(sample, image, lower_half_mask(1, 4, 6, 0.5))
+    assert (crops.shape, crops.dtype) == ((1, 4, 6, 3), np.uint8)
+    assert (crops[0, :2] == 191).all()  # 0.75 * 255 = 191.25
+    assert (crops[0, 2:] == np.array([0, 0, 99, 100, 255, 255])[None, :, None]).all()
+
+
+@given(arrays(np.uint8, (2, 5, 4, 3)))
+@settings(max_examples=50, deadline=None)
+def test_round_trip_loses_a_level_at_most(crops: np.ndarray) -> None:
+    tensor = to_tensor(crops)
+    back = sample_to_crops(tensor, torch.zeros_like(tensor), torch.ones(2, 1, 5, 4))
+    assert np.abs(back.astype(int) - crops).max() <= 1
+
+
+def test_resize_takes_height_first() -> None:
+    crop = np.zeros((4, 6, 3), np.uint8)
+    crop[:, 3:] = 200
+    resized = resize_crop(crop, 8, 18)
+    assert resized.shape == (8, 18, 3)
+    assert resized[:, :6].max() == 0
+    assert resized[:, 12:].min() == 200
