@@ -1,0 +1,225 @@
+"""Speed and memory, each beside a baseline of the same run: `python scripts/benchmark.py --help`.
+
+sampling  seconds per image and step at the paper's size (random weights): a plain loop that encodes the audio anew at
+          every step in NCHW, against the sampler of generate.py; and the largest difference of their samples
+media     milliseconds per frame for decoding, face detection, pasting and encoding
+memory    peak resident size of a whole run with a stub for the sampler, for 6 s and for 60 s of the same clip
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import generate  # noqa: E402
+from face_detection.api import FaceAlignment  # noqa: E402
+from guided_diffusion.dist_util import Ranks  # noqa: E402
+from guided_diffusion.errors import InputError  # noqa: E402
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion  # noqa: E402
+from guided_diffusion.logger import peak_memory, versions  # noqa: E402
+from guided_diffusion.script_util import (  # noqa: E402
+    Checkpoint,
+    ModelConfig,
+    create_gaussian_diffusion,
+    create_model,
+    load_model,
+)
+from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch  # noqa: E402
+from guided_diffusion.unet import TFGModel  # noqa: E402
+from guided_diffusion.video_util import VideoWriter, open_video  # noqa: E402
+from post_processing import paste_crop  # noqa: E402
+
+PARTS = ("sampling", "media", "memory")
+HEIGHT, WIDTH, FPS = 1920, 1080, 25
+SECONDS = (6, 60)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--video", help="clip with a face; default one made of NASA's portrait in scikit-image")
+    parser.add_argument("--batch", type=int, default=4, help="images per batch")
+    parser.add_argument("--respacing", default="ddim4", help="sampling steps, as generate.py's --timestep_respacing")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
+    parser.add_argument("--measure_memory", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure_memory:
+        print(measure_memory(*arguments.measure_memory))
+        return 0
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    print(", ".join(f"{name} {version}" for name, version in versions().items()), f"{torch.get_num_threads()} threads")
+    if "sampling" in arguments.parts:
+        benchmark_sampling(arguments.batch, arguments.respacing, arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        if {"media", "memory"} & set(arguments.parts):
+            frames = list(islice(open_video(arguments.video, FPS).frames(), 150)) if arguments.video else portrait()
+        if "media" in arguments.parts:
+            benchmark_media(frames, Path(folder))
+        if "memory" in arguments.parts:
+            benchmark_memory(frames, Path(folder))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------- sampling
+
+
+def benchmark_sampling(n: int, respacing: str, rounds: int) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig()
+    plain_model = random_weights(create_model(config)).eval()
+    our_model = load_model(Checkpoint(config, plain_model.state_dict(), "benchmark"), "cpu")
+    diffusion = create_gaussian_diffusion(config, respacing)
+    rng = np.random.default_rng(0)
+    size = config.image_size
+    crops = list(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
+    mels = rng.uniform(-4, 4, (n, config.audio_dim, 16)).astype(np.float32)
+    batch = tfg_process_batch(crops, crops, mels, sampling_noise(n, size, 7), 0.5)
+    loops = {
+        "plain loop": partial(plain_loop, plain_model, diffusion, batch),
+        "generate.py": partial(our_loop, our_model, diffusion, batch),
+    }
+    seconds, samples = alternate(loops, rounds)
+    print(f"\nsampling, {size} px, {n} images, {diffusion.num_timesteps} steps, median of {rounds}")
+    for name, took in seconds.items():
+        print(f"  {name}: {took / n / diffusion.num_timesteps:.3f} s per image and step")
+    difference = (samples["plain loop"] - samples["generate.py"]).abs().max()
+    print(f"  plain / ours: {seconds['plain loop'] / seconds['generate.py']:.2f}; largest difference {difference:.1e}")
+
+
+def random_weights(model: TFGModel) -> TFGModel:
+    """PyTorch's own random weights everywhere: fresh networks have zeros in every branch, which compare equal."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d):
+            module.reset_parameters()
+    return model
+
+
+def plain_loop(model: TFGModel, diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> Tensor:
+    def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
+        return model(x, timesteps, batch["cond_img"], batch["ref_img"], batch["indiv_mels"], batch["mask"])
+
+    with torch.no_grad():
+        return diffusion.ddim_sample_loop(denoise, batch["noise"])
+
+
+def our_loop(model: TFGModel, diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> Tensor:
+    with torch.inference_mode():
+        return generate.sample(model, diffusion.ddim_sample_loop, batch)
+
+
+def alternate(functions: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Call the functions in turn, so that a drift of the machine's speed meets all: median seconds and results."""
+    results = {name: function() for name, function in functions.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            results[name] = function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, results
+
+
+# ------------------------------------------------------------------------------------------------------------ media
+
+
+def portrait() -> list[np.ndarray]:
+    """Two seconds of a swaying face of 330 px in a frame of 1080 x 1920, with camera noise."""
+    import cv2
+    from skimage import data
+
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(data.astronaut(), (HEIGHT, HEIGHT))
+    frames = []
+    for k in range(2 * FPS):
+        x = int(300 + 20 * np.sin(k / 8))
+        noise = rng.normal(0, 2, (HEIGHT, WIDTH, 1))
+        frames.append(np.clip(picture[:, x : x + WIDTH] + noise, 0, 255).astype(np.uint8))
+    return frames
+
+
+def benchmark_media(frames: list[np.ndarray], folder: Path) -> None:
+    height, width = frames[0].shape[:2]
+    path = str(folder / "media.mp4")
+    ms = {"encode": 1000 * timed(partial(write, path, frames)) / len(frames)}
+    ms["decode"] = 1000 * timed(lambda: sum(1 for _ in open_video(path).frames())) / len(frames)
+    detector = FaceAlignment("dlib")
+    some = frames[::5]
+    boxes: list[object] = []
+    ms["detect (dlib)"] = 1000 * timed(lambda: boxes.extend(detector.get_detections_for_batch(some))) / len(some)
+    crop = np.zeros((128, 128, 3), np.uint8)
+    box = (height // 4, height // 2, width // 4, width // 2)
+    ms["paste"] = 1000 * timed(lambda: [paste_crop(frame, crop, box) for frame in frames]) / len(frames)
+    found = sum(box is not None for box in boxes)
+    print(f"\nmedia, {width} x {height}, {len(frames)} frames, faces in {found} of {len(some)}")
+    for name, value in ms.items():
+        print(f"  {name}: {value:.1f} ms per frame")
+
+
+def timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def write(path: str, frames: Sequence[np.ndarray] | Iterator[np.ndarray]) -> None:
+    frames = iter(frames)
+    first = next(frames)
+    with VideoWriter(path, source=(first.shape[1], first.shape[0]), fps=FPS) as writer:
+        writer.write(first)
+        for frame in frames:
+            writer.write(frame)
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def benchmark_memory(frames: list[np.ndarray], folder: Path) -> None:
+    rss = {}
+    print("\nmemory, whole run with a stub sampler")
+    for seconds in SECONDS:
+        video, audio = str(folder / f"{seconds}.mp4"), str(folder / f"{seconds}.wav")
+        write(video, islice(cycle(frames + frames[::-1]), seconds * FPS))
+        soundfile.write(audio, np.random.default_rng(0).normal(0, 0.1, (seconds * 48000, 2)), 48000)
+        command = [sys.executable, str(Path(__file__)), "--measure_memory", video, audio]
+        rss[seconds] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        print(f"  {seconds} s of video: {rss[seconds]:.0f} MiB")
+    print(f"  ratio: {rss[SECONDS[1]] / rss[SECONDS[0]]:.3f}")
+
+
+def measure_memory(video: str, audio: str) -> float:
+    """Peak MiB of a run of generate.py's passes whose sampler gives its crops back."""
+    options = generate.Options(
+        video_path=video, audio_path=audio, out_path=f"{video}.out.mp4", model_path="stub", is_voxceleb2=False,
+        face_detector="dlib", sampling_seed=7,
+    )  # fmt: skip
+
+    def stub(crops: Sequence[np.ndarray], *_: object) -> np.ndarray:
+        return np.stack(crops)
+
+    job = generate.single_job(options)
+    tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, Ranks())
+    generate.lip_sync(job, generate.open_clip(job, options), options, tools)
+    return peak_memory()["rss"]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"benchmark.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
