@@ -1,0 +1,325 @@
+"""How steady a result is over time, compared with the video it was made from.
+
+`FlickerMeter` sees brightness and texture that come and go from frame to frame, `WarpErrorMeter` what optical flow does
+not explain. Both are fed frame by frame and hold at most five frames, shrunk so that the face is FACE_SIDE px or less.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from guided_diffusion.errors import InputError
+
+Box = tuple[int, int, int, int]
+"""(y1, y2, x1, x2), half open, in frame pixels."""
+
+FACE_SIDE = 256
+"""px, the longest side of a box that the meters look at; larger frames are shrunk, by one factor per shot."""
+
+MAX_POINTS = 200
+MIN_SPACING = 7  # px between corners; closer, the tracker's 21 px windows share so much that noise moves as one
+MIN_POINTS = 14  # with 10, noise passed the gates now and then (3 of 100 pictures); real faces give 20-60 at the median
+MAX_ROUND_TRIP = 0.5  # px, forward and backward
+RANSAC_THRESHOLD = 1.0  # px
+MIN_INLIERS = 0.5
+MAX_MEDIAN_RESIDUAL = 0.75  # px
+
+MIN_FLOW_SIDE = 12  # px, of at least one side: OpenCV's DIS refuses smaller pictures
+
+FLICKER_FILTER = np.array([1, -4, 6, -4, 1], dtype=np.float32) / 16
+LIP_MARGIN = 0.05  # of the box's height, around the lips' hull
+
+
+def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarray | None:
+    """The head's movement between two frames, seen on the upper face: the mouth below moves to its own words.
+
+    Corners in the upper half of the box (Shi & Tomasi 1994), tracked there and back (pyramidal Lucas-Kanade, Bouguet
+    2001; forward-backward error, Kalal 2010), then a similarity fitted with RANSAC.
+
+    :param previous: RGB uint8 [H, W, 3].
+    :param current: the next frame, RGB uint8 [H, W, 3].
+    :param box: the face in the previous frame.
+    :return: float32 [2, 3], from pixels (x, y) of the previous frame to pixels of the current one; None when the frames
+        do not tell: too few corners return to within MAX_ROUND_TRIP, less than MIN_INLIERS of these agree on a
+        movement, or their median distance from it reaches MAX_MEDIAN_RESIDUAL.
+    """
+    y1, y2, x1, x2 = box
+    height, width = y2 - y1, x2 - x1
+    frame_height, frame_width = previous.shape[:2]
+    if previous.shape != current.shape or min(height, width) < 2 or y1 >= frame_height or x1 >= frame_width:
+        return None
+    # half a box around the upper face: as far as a head may move
+    top, left = max(0, y1 - height // 2), max(0, x1 - width // 2)
+    around = slice(top, y2), slice(left, x2 + width // 2)
+    before, after = (cv2.cvtColor(frame[around], cv2.COLOR_RGB2GRAY) for frame in (previous, current))
+    upper = np.zeros_like(before)
+    upper[y1 - top : y1 - top + height // 2, x1 - left : x2 - left] = 255
+    corners = cv2.goodFeaturesToTrack(before, MAX_POINTS, qualityLevel=0.01, minDistance=MIN_SPACING, mask=upper)
+    if corners is None:
+        return None
+    corners = corners.reshape(-1, 1, 2)
+    moved, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, np.empty_like(corners))
+    returned, found_again, _ = cv2.calcOpticalFlowPyrLK(after, before, moved, np.empty_like(corners))
+    round_trip = np.linalg.norm(returned - corners, axis=-1)
+    kept = ((found == 1) & (found_again == 1) & (round_trip < MAX_ROUND_TRIP)).ravel()
+    if kept.sum() < MIN_POINTS:
+        return None
+    start, end = (points[kept].reshape(-1, 2) + np.array([left, top], dtype=np.float32) for points in (corners, moved))
+    motion, inliers = cv2.estimateAffinePartial2D(start, end, method=cv2.RANSAC, ransacReprojThreshold=RANSAC_THRESHOLD)
+    if motion is None or inliers.mean() < MIN_INLIERS:
+        return None
+    residual = np.linalg.norm(start @ motion[:, :2].T + motion[:, 2] - end, axis=1)
+    return motion.astype(np.float32) if np.median(residual) < MAX_MEDIAN_RESIDUAL else None
+
+
+@dataclass(frozen=True)
+class FlickerScores:
+    """What `FlickerMeter` measured; NaN where there was nothing to measure."""
+
+    brightness: float
+    """Fast changes of the lower face's mean brightness: 1 as in the source, above 1 flickers, below 1 over-smoothed."""
+    texture: float
+    """The same for detail: below 1 also when it is blurred away within each frame."""
+    n_frames: int
+    """Frames measured. A few tens at least make a score."""
+    brightness_series: np.ndarray
+    """float64 [F], |mean S| of each frame's lower face in the result, in levels of 0..255; NaN where not measured."""
+    texture_series: np.ndarray
+    """float64 [F], the standard deviation of S there, likewise."""
+
+
+class FlickerMeter:
+    """Flicker of a result's lower face relative to the source's (METHODS: flicker metrics).
+
+    Frames t-2..t+2 are registered onto t by the source's `head_motion`, and S = sum_k h_k I_{t+k} is taken of their
+    luma, h = [1, -4, 6, -4, 1] / 16. This fourth difference has a gain of 0.02 at 3 Hz, 0.12 at 5 Hz, and 1 at 12.5 Hz
+    (at 25 fps): movements of a mouth (2-7 Hz) and drifts hardly pass, flicker does. With the means over a region,
+
+        brightness = rms over t of mean(S),   texture = rms over t and pixels of S - mean(S),
+
+    each score is (result_R / result_C) / (source_R / source_C): R is the lower half of the box without the lips, C the
+    upper half, which no lip-sync touches and which takes out what encoding did to the whole picture.
+    """
+
+    def __init__(self) -> None:
+        self._window: deque[_Tracked] = deque(maxlen=len(FLICKER_FILTER))
+        self._measured: list[np.ndarray] = []  # per frame [region R, C; video source, result; mean S, deviation]
+
+    def update(
+        self,
+        source: np.ndarray,
+        result: np.ndarray,
+        box: Box | None,
+        landmarks: np.ndarray | None,
+        is_cut: bool = False,
+    ) -> None:
+        """Take in the next frame of both videos.
+
+        Two frames next to a cut, to a frame without a face, or to a head movement that cannot be followed are not
+        measured.
+
+        :param source: RGB uint8 [H, W, 3].
+        :param result: RGB uint8 [H, W, 3].
+        :param box: the face in the source, None without one.
+        :param landmarks: of the source, float32 [68, 2] in frame pixels. A frame without them is not measured itself.
+        :param is_cut: this is the first frame of a shot.
+        :raises InputError: the frames differ in size.
+        """
+        self._measured.append(np.full((2, 2, 2), np.nan))
+        if box is None or is_cut:
+            self._window.clear()
+        if box is None:
+            return
+        last = self._window[-1] if self._window else None
+        pair = _shrink(source, result, box, last.pair.scale if last else None)
+        motion = head_motion(last.pair.source, pair.source, last.pair.box) if last else None
+        if motion is None:
+            self._window.clear()
+        self._window.append(_track(pair, landmarks, motion))
+        if len(self._window) == self._window.maxlen and (lips := self._window[2].lips) is not None:
+            self._measured[-3] = _measure_flicker(list(self._window), lips)
+
+    def scores(self) -> FlickerScores:
+        """The scores of all frames so far."""
+        measured = np.array(self._measured).reshape(-1, 2, 2, 2)
+        lower_result = np.abs(measured[:, 0, 1])
+        seen = measured[~np.isnan(measured).any(axis=(1, 2, 3))]
+        rms = np.sqrt((seen**2).sum(axis=0) / max(len(seen), 1))
+        lower, context = rms
+        source, result = (_ratio(lower[video], context[video]) for video in (0, 1))
+        brightness, texture = _ratio(result, source)
+        return FlickerScores(float(brightness), float(texture), len(seen), *lower_result.T)
+
+
+@dataclass(frozen=True)
+class WarpError:
+    """What `WarpErrorMeter` measured; NaN where there was nothing to measure."""
+
+    ratio: float
+    """E_warp of the result / E_warp of the source: 1 as steady as the source, above 1 less so, below 1 smoother."""
+    n_frames: int
+    """Frames measured."""
+    series: np.ndarray
+    """float64 [F], the result's error from each frame to the next, in squared levels of 0..255; else NaN."""
+
+
+class WarpErrorMeter:
+    """E_warp of a result relative to the source (Lai et al. 2018, Learning Blind Video Temporal Consistency, sec. 4.2).
+
+    E = mean over t of sum M ||warp(I_{t+1}) - I_t||^2 / sum M, over the lower half of the box. The flow (DIS, Kroeger
+    2016) and M, 1 where it can be trusted, come from the source for both videos. With the flow w = (u, v) from t to
+    t+1 and the flow ŵ back, M leaves out (Sundaram et al. 2010)
+
+        occlusions         |w + ŵ|^2 > 0.01 (|w|^2 + |ŵ|^2) + 0.5
+        motion boundaries  |∇u|^2 + |∇v|^2 > 0.01 |w|^2 + 0.002
+
+    It rewards blur, sees little of brightness flicker, and counts lips that move to other words than the source's as
+    errors: read it beside `FlickerMeter`.
+    """
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._last: _Pair | None = None
+        self._errors: list[tuple[float, float]] = []  # per frame: source, result
+
+    def update(self, source: np.ndarray, result: np.ndarray, box: Box | None, is_cut: bool = False) -> None:
+        """Take in the next frame of both videos; parameters as in `FlickerMeter.update`."""
+        self._errors.append((np.nan, np.nan))
+        last = None if is_cut else self._last
+        self._last = None if box is None else _shrink(source, result, box, last.scale if last else None)
+        if last is not None and self._last is not None:
+            self._errors[-2] = self._measure(last, self._last)
+
+    def _measure(self, before: "_Pair", after: "_Pair") -> tuple[float, float]:
+        """E of the source and of the result between two neighbouring frames."""
+        y1, y2, x1, x2 = before.box
+        margin = (y2 - y1) // 8  # the flow needs surroundings, and pixels come from there
+        top, left = max(0, y1 - margin), max(0, x1 - margin)
+        around = slice(top, y2 + margin), slice(left, x2 + margin)
+        grey_before, grey_after = (cv2.cvtColor(pair.source[around], cv2.COLOR_RGB2GRAY) for pair in (before, after))
+        if max(grey_before.shape) < MIN_FLOW_SIDE:
+            return np.nan, np.nan
+        no_guess = np.empty(0, dtype=np.float32)
+        forward = np.asarray(self._flow.calc(grey_before, grey_after, no_guess))
+        backward = _follow(np.asarray(self._flow.calc(grey_after, grey_before, no_guess)), forward)
+        trusted = _trusted(forward, backward)
+        lower = slice((y1 + y2) // 2 - top, y2 - top), slice(x1 - left, x2 - left)
+        videos = ((before.source, after.source), (before.result, after.result))
+        source, result = (
+            _mean_square((_follow(next_[around].astype(np.float32), forward) - this[around])[lower], trusted[lower])
+            for this, next_ in videos
+        )
+        return source, result
+
+    def scores(self) -> WarpError:
+        """The scores of all frames so far."""
+        errors = np.array(self._errors).reshape(-1, 2)
+        seen = errors[~np.isnan(errors).any(axis=1)]
+        source, result = seen.sum(axis=0)
+        return WarpError(float(_ratio(result, source)), len(seen), errors[:, 1])
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A frame of both videos, shrunk."""
+
+    source: np.ndarray
+    result: np.ndarray
+    box: Box
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    """A pair with what registering and masking it takes."""
+
+    pair: _Pair
+    luma: np.ndarray
+    """float32 [H, W, 2]: source, result."""
+    lips: np.ndarray | None
+    """int32 [20, 2], in pixels of the shrunk frame."""
+    motion: np.ndarray
+    """float64 [3, 3], from the previous frame to this one."""
+
+
+def _shrink(source: np.ndarray, result: np.ndarray, box: Box, scale: float | None) -> _Pair:
+    """:param scale: the shot's; None derives it from the box."""
+    if source.shape != result.shape:
+        (height, width), (other_height, other_width) = source.shape[:2], result.shape[:2]
+        raise InputError(
+            f"frames of {width}x{height} (source) and {other_width}x{other_height} (result): "
+            "temporal consistency is measured on videos of equal size"
+        )
+    y1, y2, x1, x2 = box
+    scale = min(1, FACE_SIDE / max(y2 - y1, x2 - x1)) if scale is None else scale
+    if scale < 1:
+        source, result = (
+            cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in (source, result)
+        )
+    small_box = round(y1 * scale), round(y2 * scale), round(x1 * scale), round(x2 * scale)
+    return _Pair(source, result, small_box, scale)
+
+
+def _track(pair: _Pair, landmarks: np.ndarray | None, motion: np.ndarray | None) -> _Tracked:
+    luma = np.dstack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (pair.source, pair.result)])
+    lips = None if landmarks is None else np.rint(landmarks[48:68] * pair.scale).astype(np.int32)
+    step = np.eye(3) if motion is None else np.vstack([motion, [0, 0, 1]])
+    return _Tracked(pair, luma.astype(np.float32), lips, step)
+
+
+def _measure_flicker(window: list[_Tracked], lips: np.ndarray) -> np.ndarray:
+    """[region R, C; video source, result; mean S, standard deviation of S] of the middle of five frames."""
+    one_back, two_back = window[2].motion, window[2].motion @ window[1].motion
+    one_on, two_on = window[3].motion, window[4].motion @ window[3].motion
+    from_middle = [np.linalg.inv(two_back), np.linalg.inv(one_back), np.eye(3), one_on, two_on]
+    y1, y2, x1, x2 = window[2].pair.box
+    height, width = y2 - y1, x2 - x1
+    corner = np.array([[1, 0, x1], [0, 1, y1], [0, 0, 1]])
+    second = np.zeros((height, width, 2), dtype=np.float32)
+    for weight, frame, motion in zip(FLICKER_FILTER, window, from_middle, strict=True):
+        second += weight * cv2.warpAffine(
+            frame.luma,
+            (motion @ corner)[:2],
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderValue=(np.nan, np.nan),  # pixels that one of the frames does not show drop out
+        )
+    mouth = np.zeros((height, width), dtype=np.uint8)
+    cv2.fillConvexPoly(mouth, cv2.convexHull(lips - np.array([x1, y1], dtype=np.int32)), 1)
+    reach = round(LIP_MARGIN * height)
+    near_lips = cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
+    usable = ~np.isnan(second).any(axis=2)
+    lower = np.arange(height)[:, None] >= height // 2
+    regions = [usable & lower & ~near_lips, usable & ~lower]
+    if not all(region.any() for region in regions):
+        return np.full((2, 2, 2), np.nan)
+    return np.array([np.stack([second[r].mean(axis=0), second[r].std(axis=0)], axis=1) for r in regions])
+
+
+def _follow(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """float32 `picture` [H, W, C] looked up where each pixel's flow [H, W, 2] leads; NaN outside."""
+    height, width = flow.shape[:2]
+    x = flow[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    return np.asarray(cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderValue=(np.nan,) * 4))
+
+
+def _trusted(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """bool [H, W], M of `WarpErrorMeter`; `backward` is already looked up where `forward` leads."""
+    length = (forward**2).sum(axis=2)
+    gradient = sum((d**2).sum(axis=2) for d in np.gradient(forward, axis=(0, 1)))
+    # NaN compares false: what leaves the picture is not trusted
+    returns = ((forward + backward) ** 2).sum(axis=2) <= 0.01 * (length + (backward**2).sum(axis=2)) + 0.5
+    return returns & (gradient <= 0.01 * length + 0.002)
+
+
+def _mean_square(difference: np.ndarray, where: np.ndarray) -> float:
+    """Mean over channels and the pixels `where`, NaN without any."""
+    return float((difference[where] ** 2).mean()) if where.any() else np.nan
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Their quotient, NaN for a denominator of zero (a still picture)."""
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)

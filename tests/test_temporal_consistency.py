@@ -1,0 +1,307 @@
+"""Flicker, warp error and head motion on a textured picture that sways as a head does."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guided_diffusion.errors import InputError
+from temporal_consistency import FlickerMeter, FlickerScores, WarpError, WarpErrorMeter, _trusted, head_motion
+
+SIZE = 160
+BOX = (30, 130, 30, 130)
+LANDMARKS = np.full((68, 2), 80, np.float32)
+LANDMARKS[48:68] = [(80 + 18 * np.cos(a), 108 + 8 * np.sin(a)) for a in np.linspace(0, 6, 20)]
+LOWER = slice(80, 130), slice(30, 130)
+UPPER_CORNERS = np.array([[30, 30, 1], [129, 30, 1], [30, 79, 1], [129, 79, 1]])
+N_FRAMES = 40
+
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""The lower face, float32, of one frame -> of the result."""
+
+
+def texture(seed: int = 0) -> np.ndarray:
+    """RGB uint8, blobs of a few px around a grey of 128."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(SIZE, SIZE)).astype(np.float32), (0, 0), 1.5)
+    return np.repeat(np.clip(128 + 20 * noise / noise.std(), 0, 255)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def similarity(degrees: float, scale: float, x: float, y: float) -> np.ndarray:
+    """Around the picture's centre, then moved."""
+    matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, scale)
+    matrix[:, 2] += x, y
+    return matrix
+
+
+def moved(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return cv2.warpAffine(picture, matrix, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+
+
+def swaying_head() -> Iterator[np.ndarray]:
+    """At 25 fps: sways by 2 px and 1 degree at 0.5 Hz; exposure varies by 0.5 %, the sensor's noise is 2 levels."""
+    rng = np.random.default_rng(1)
+    picture = texture()
+    for t in range(N_FRAMES):
+        swing = np.sin(np.pi * t / 25)
+        frame = moved(picture, similarity(swing, 1, 2 * swing, swing)).astype(np.float32)
+        frame = frame * (1 + 0.005 * rng.normal()) + rng.normal(0, 2, frame.shape)
+        yield np.clip(np.rint(frame), 0, 255).astype(np.uint8)
+
+
+def changed(frames: Iterator[np.ndarray], change: Change) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(2)
+    for frame in frames:
+        result = frame.copy()
+        result[LOWER] = np.clip(np.rint(change(frame[LOWER].astype(np.float32), rng)), 0, 255)
+        yield result
+
+
+def same(face: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+    return face
+
+
+def gain_jitter(face: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return face * (1 + 0.01 * rng.normal())
+
+
+def spatial_blur(face: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+    return cv2.GaussianBlur(face, (0, 0), 2)
+
+
+def noise(face: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return face + rng.normal(0, 4, face.shape)
+
+
+class RecursiveBlur:
+    """Each frame keeps 0.6 of what was shown before."""
+
+    def __init__(self) -> None:
+        self.shown: np.ndarray | None = None
+
+    def __call__(self, face: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+        self.shown = face if self.shown is None else 0.6 * self.shown + 0.4 * face
+        return self.shown
+
+
+class SlowDrift:
+    """Brightness goes 5 % up and down at 0.5 Hz."""
+
+    def __init__(self) -> None:
+        self.frame = 0
+
+    def __call__(self, face: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+        self.frame += 1
+        return face * (1 + 0.05 * np.sin(np.pi * self.frame / 25))
+
+
+def measure(change: Change, n_frames: int = N_FRAMES) -> tuple[FlickerScores, WarpError]:
+    flicker, warp = FlickerMeter(), WarpErrorMeter()
+    results = changed(swaying_head(), change)
+    for source, result in islice(zip(swaying_head(), results, strict=True), n_frames):
+        flicker.update(source, result, BOX, LANDMARKS)
+        warp.update(source, result, BOX)
+    return flicker.scores(), warp.scores()
+
+
+def test_a_video_against_itself_scores_exactly_1() -> None:
+    flicker, warp = measure(same)
+    assert (flicker.brightness, flicker.texture, warp.ratio) == (1, 1, 1)
+    assert flicker.n_frames == N_FRAMES - 4
+    assert warp.n_frames == N_FRAMES - 1
+    assert np.isnan(flicker.brightness_series[[0, 1, -2, -1]]).all()
+    assert np.isnan(warp.series[-1])
+    assert len(flicker.texture_series) == len(warp.series) == N_FRAMES
+
+
+def test_gain_jitter_is_brightness_flicker() -> None:
+    """1 % against the source's own 0.5 %."""
+    flicker, _ = measure(gain_jitter)
+    assert 1.7 < flicker.brightness < 3
+    assert flicker.texture == pytest.approx(1, abs=0.1)
+
+
+def test_the_series_show_the_frame_that_flickers() -> None:
+    """One frame brighter by 5 %: its S gets the filter's full weight, 6/16."""
+    n = iter(range(N_FRAMES))
+    flicker, _ = measure(lambda face, _rng: face * (1.05 if next(n) == 20 else 1))
+    assert np.nanargmax(flicker.brightness_series) == 20
+    assert flicker.brightness_series[20] == pytest.approx(0.05 * 128 * 6 / 16, abs=1)
+
+
+def test_blur_within_each_frame_takes_texture_and_not_brightness() -> None:
+    flicker, warp = measure(spatial_blur)
+    assert flicker.texture < 0.5
+    assert flicker.brightness == pytest.approx(1, abs=0.05)
+    assert warp.ratio < 0.5
+
+
+def test_noise_in_each_frame_adds_texture_and_warp_error_but_no_brightness() -> None:
+    """sqrt(2^2 + 4^2) = 4.5 levels against 2: 2.2 times the texture, 5 times the squared error, less interpolation."""
+    flicker, warp = measure(noise)
+    assert 1.7 < flicker.texture < 2.3
+    assert flicker.brightness == pytest.approx(1, abs=0.05)
+    assert 3 < warp.ratio < 5
+
+
+def test_recursive_blur_is_over_smoothed() -> None:
+    """Theory: a gain of 0.4 / 1.6 = 0.25 at 12.5 Hz, 1 at 0 Hz."""
+    flicker, warp = measure(RecursiveBlur())
+    assert 0.2 < flicker.brightness < 0.5
+    assert 0.25 < flicker.texture < 0.7
+    assert warp.ratio < 0.5
+
+
+def test_slow_drift_is_no_flicker() -> None:
+    flicker, warp = measure(SlowDrift())
+    assert flicker.brightness == pytest.approx(1, abs=0.05)
+    assert flicker.texture == pytest.approx(1, abs=0.05)
+    assert warp.ratio == pytest.approx(1, abs=0.15)
+
+
+def test_what_happens_to_the_whole_picture_is_not_the_lower_faces() -> None:
+    """1 % gain jitter on all of the frame, as an encoder might: 2.4 on the lower face alone."""
+    meter = FlickerMeter()
+    rng = np.random.default_rng(2)
+    for frame in swaying_head():
+        result = np.clip(np.rint(frame * (1 + 0.01 * rng.normal())), 0, 255).astype(np.uint8)
+        meter.update(frame, result, BOX, LANDMARKS)
+    assert meter.scores().brightness == pytest.approx(1, abs=0.1)
+    assert meter.scores().texture == pytest.approx(1, abs=0.1)
+
+
+def test_movement_is_registered_away() -> None:
+    """A head that speeds up: unregistered, S has 5-9 levels of texture and the error reaches 760."""
+    flicker, warp = FlickerMeter(), WarpErrorMeter()
+    for t in range(7):
+        frame = np.roll(texture(), (t * t // 2, t), axis=(0, 1))
+        flicker.update(frame, frame, BOX, LANDMARKS)
+        warp.update(frame, frame, BOX)
+    assert np.nanmax(flicker.scores().texture_series) < 0.5
+    assert np.nanmax(warp.scores().series) < 1
+
+
+def test_flow_is_not_trusted_where_it_does_not_return_breaks_or_leaves() -> None:
+    forward = np.full((20, 30, 2), 3, np.float32)
+    backward = -forward
+    assert _trusted(forward, backward).all()
+    backward[5, 5] += 1  # |w + ŵ|^2 = 2 > 0.01 (18 + 8) + 0.5
+    backward[9, 9] += 0.5  # 0.5 < 0.01 (18 + 12.5) + 0.5
+    backward[7, 7] = np.nan
+    forward[:, 20:] = backward[:, 20:] = 0  # a step: |∇u|^2 + |∇v|^2 = 2 * 1.5^2 on either side of it
+    assert {tuple(at) for at in np.argwhere(~_trusted(forward, backward)).tolist()} == {(5, 5), (7, 7)} | {
+        (row, column) for row in range(20) for column in (19, 20)
+    }
+
+
+def test_lips_do_not_count_as_flicker() -> None:
+    """A mouth that opens and closes at 5 Hz to other words, up to 3 px outside the lips' outline."""
+    n = iter(range(N_FRAMES))
+
+    def speak(face: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
+        result = face.copy()
+        cv2.ellipse(result, (50, 28), (21, 11), 0, 0, 360, (60 * (next(n) % 5 > 2),) * 3, -1)
+        return result
+
+    flicker, _ = measure(speak)
+    assert (flicker.brightness, flicker.texture) == (1, 1)
+
+
+def test_large_faces_are_measured_small() -> None:
+    """A face of 768 px scores as the same one at 256 px."""
+    small, large = FlickerMeter(), FlickerMeter()
+    box, big_box = (2, 258, 2, 258), (6, 774, 6, 774)
+    for source, result in islice(zip(swaying_head(), changed(swaying_head(), gain_jitter), strict=True), 12):
+        source, result = (cv2.resize(frame, (320, 320)) for frame in (source, result))
+        small.update(source, result, box, LANDMARKS * 2)
+        big = [cv2.resize(frame, (960, 960), interpolation=cv2.INTER_NEAREST) for frame in (source, result)]
+        large.update(*big, big_box, LANDMARKS * 6)
+    assert large.scores().n_frames == 8
+    assert large.scores().brightness == pytest.approx(small.scores().brightness, rel=0.02)
+    assert large.scores().texture == pytest.approx(small.scores().texture, rel=0.02)
+
+
+@pytest.mark.parametrize("gap", ["cut", "no face"])
+def test_nothing_is_measured_across_a_cut_or_a_frame_without_a_face(gap: str) -> None:
+    flicker, warp = FlickerMeter(), WarpErrorMeter()
+    for t, frame in enumerate(islice(swaying_head(), 16)):
+        box = None if t == 8 and gap == "no face" else BOX
+        flicker.update(frame, frame, box, LANDMARKS, is_cut=t == 8 and gap == "cut")
+        warp.update(frame, frame, box, is_cut=t == 8 and gap == "cut")
+    steps = np.flatnonzero(~np.isnan(warp.scores().series)).tolist()
+    frames = np.flatnonzero(~np.isnan(flicker.scores().texture_series)).tolist()
+    assert frames == ([2, 3, 4, 5, 10, 11, 12, 13] if gap == "cut" else [2, 3, 4, 5, 11, 12, 13])
+    assert steps == [t for t in range(15) if t != 7 and not (t == 8 and gap == "no face")]
+
+
+def test_an_unseen_cut_breaks_the_window() -> None:
+    """Nobody said is_cut, but no head moves from one picture into another."""
+    meter = FlickerMeter()
+    for t, frame in enumerate(islice(swaying_head(), 12)):
+        picture = frame if t < 6 else texture(seed=5)
+        meter.update(picture, picture, BOX, LANDMARKS)
+    assert np.flatnonzero(~np.isnan(meter.scores().texture_series)).tolist() == [2, 3, 8, 9]
+
+
+def test_a_frame_without_landmarks_is_not_measured_but_serves_its_neighbours() -> None:
+    meter = FlickerMeter()
+    for t, frame in enumerate(islice(swaying_head(), 9)):
+        meter.update(frame, frame, BOX, None if t == 4 else LANDMARKS)
+    assert np.flatnonzero(~np.isnan(meter.scores().texture_series)).tolist() == [2, 3, 5, 6]
+
+
+def test_what_cannot_be_measured_is_nan() -> None:
+    """No frames at all; a still picture, where nothing flickers; a face too small for optical flow."""
+    assert np.isnan([FlickerMeter().scores().brightness, WarpErrorMeter().scores().ratio]).all()
+    flicker, warp = FlickerMeter(), WarpErrorMeter()
+    for _ in range(6):
+        flicker.update(texture(), texture(), BOX, LANDMARKS)
+        warp.update(texture()[:10, :10], texture()[:10, :10], (1, 9, 1, 9))
+    assert flicker.scores().n_frames == 2
+    assert np.isnan([flicker.scores().brightness, flicker.scores().texture, warp.scores().ratio]).all()
+
+
+def test_videos_of_different_size_are_refused() -> None:
+    with pytest.raises(InputError, match=r"160x160 \(source\) and 80x160 \(result\)"):
+        FlickerMeter().update(texture(), texture()[:, :80], BOX, LANDMARKS)
+    with pytest.raises(InputError, match="equal size"):
+        WarpErrorMeter().update(texture(), texture()[:, :80], BOX)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(-3, 3), st.floats(0.97, 1.03), st.floats(-4, 4), st.floats(-4, 4), st.integers(0, 40))
+def test_head_motion_finds_a_similarity(degrees: float, scale: float, x: float, y: float, offset: int) -> None:
+    """Within 0.1 px everywhere on the upper face, wherever the face is in the frame."""
+    motion = similarity(degrees, scale, x, y)
+    frames = [np.pad(frame, ((offset, 0), (0, offset), (0, 0))) for frame in (texture(), moved(texture(), motion))]
+    found = head_motion(*frames, (30 + offset, 130 + offset, 30, 130))
+    assert found is not None
+    assert found.shape == (2, 3)
+    assert found.dtype == np.float32
+    in_frame = UPPER_CORNERS + np.array([0, offset, 0])
+    np.testing.assert_allclose(in_frame @ found.T, UPPER_CORNERS @ motion.T + np.array([0, offset]), atol=0.1)
+
+
+def test_head_motion_ignores_the_mouth() -> None:
+    after = moved(texture(), similarity(0, 1, 2, 1))
+    after[LOWER] = moved(texture(), similarity(0, 1, -3, 0))[LOWER]
+    found = head_motion(texture(), after, BOX)
+    assert found is not None
+    np.testing.assert_allclose(UPPER_CORNERS @ found.T, UPPER_CORNERS[:, :2] + np.array([2, 1]), atol=0.1)
+
+
+def test_head_motion_says_none_when_it_cannot_know() -> None:
+    """Flat, unrelated pictures and noise; boxes with no room for corners; frames of different size."""
+    flat = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    rng = np.random.default_rng(3)
+    assert head_motion(flat, flat, BOX) is None
+    assert head_motion(texture(0), texture(1), BOX) is None
+    for _ in range(20):
+        noise_a, noise_b = rng.integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+        assert head_motion(noise_a, noise_b, BOX) is None
+    for box in [(5, 5, 5, 5), (5, 6, 5, 6), (0, 4, 0, 4), (200, 220, 200, 220)]:
+        assert head_motion(texture(), texture(), box) is None
+    assert head_motion(texture(), texture()[:, :80], BOX) is None
