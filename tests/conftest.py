@@ -35,8 +35,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, small_config: dict) -> 
     return path
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> Path:
-    with VideoWriter(str(path), source=(frames.shape[2], frames.shape[1]), fps=Fraction(fps)) as writer:
+def write_video(path: Path, frames: np.ndarray, fps: int = 25, crf: int = 18) -> Path:
+    with VideoWriter(str(path), source=(frames.shape[2], frames.shape[1]), fps=Fraction(fps), crf=crf) as writer:
         for frame in frames:
             writer.write(frame)
     return path
