@@ -69,6 +69,8 @@ VOXCELEB2_SIZE = 224
 ORDERS: tuple[str, ...] = typing.get_args(Order)
 REF_TYPES = ("gt", "first_frame", "random")
 INPUT_TYPES = ("gt", "first_frame")
+# frames that are held at once for detection: 20 of 1080 x 1920
+DETECTION_BATCH_BYTES = 1 << 27
 # what stored tracks and samples look like; raise it when either changes
 STORE_FORMAT = 1
 
@@ -108,7 +110,7 @@ class Options:
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", ORDERS)
     face_detector: str = flag("sfd", "dlib needs no download", "detection", DETECTORS)
     detection_size: int = flag(720, "faces are looked for in frames with at most this long side", "detection")
-    face_det_batch_size: int = flag(64, "frames per call of the detector", "run")
+    face_det_batch_size: int = flag(64, "at most this many frames per call of the detector", "run")
     face_index: int = flag(-1, "which face, from the left in the first frame with faces; -1 is the best", "detection")
     pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "detection")
     is_voxceleb2: bool = flag(True, "no detection: VoxCeleb2's fixed crop of 224 x 224 frames", "detection")
@@ -398,11 +400,12 @@ def find_faces(clip: Clip, options: Options, detector: FaceAlignment | None, tim
         with timings.measure("detect"):
             return detector.detect(images)
 
+    fitting = max(1, DETECTION_BATCH_BYTES // (video.width * video.height * 3))
     try:
         return build_track(
             tqdm(frames, desc="faces", unit="frame", disable=None),
             detect,
-            batch_size=options.face_det_batch_size,
+            batch_size=min(options.face_det_batch_size, fitting),
             pads=options.pad_pixels,
             face_index=options.face_index,
         )

@@ -205,7 +205,7 @@ def measure_memory(video: str, audio: str) -> float:
     """Peak MiB of a run of generate.py's passes whose sampler gives its crops back."""
     options = generate.Options(
         video_path=video, audio_path=audio, out_path=f"{video}.out.mp4", model_path="stub", is_voxceleb2=False,
-        face_detector="dlib", sampling_seed=7,
+        face_detector="dlib", sampling_seed=7, save_orig=False,
     )  # fmt: skip
 
     def stub(crops: Sequence[np.ndarray], *_: object) -> np.ndarray:
