@@ -34,5 +34,5 @@ fi
 exec "${launch[@]}" "$root/generate.py" \
   --generate_from_filelist True --test_video_dir "$real_video_root" --filelist "$filelist" \
   --model_path "$model_path" --sample_path "$sample_path" "${mode[@]}" \
-  --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 32 \
+  --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 4 \
   --save_orig False --is_voxceleb2 False ${arguments[@]+"${arguments[@]}"}

@@ -16,5 +16,5 @@ model_path=${model_path:-checkpoints/checkpoint.pt}
 
 exec "$PYTHON" "$root/generate.py" \
   --video_path "$video_path" --audio_path "$audio_path" --out_path "$out_path" --model_path "$model_path" \
-  --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 32 \
+  --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 4 \
   --save_orig False --is_voxceleb2 False ${arguments[@]+"${arguments[@]}"}
