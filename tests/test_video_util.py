@@ -1,5 +1,6 @@
 """Tiny clips are made with PyAV itself; a frame's index is its brightness, so order and timing can be read back."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -773,3 +774,17 @@ def test_real_clip_backwards() -> None:
     forward = {i: frame[::16, ::16] for i, frame in enumerate(video.frames())}
     for index, frame in ordered_frames(video, n, 2 * n - 2, "pingpong", n):
         assert np.array_equal(frame[::16, ::16], forward[index])
+
+
+def test_frames_are_let_go(long_gop: VideoSource) -> None:
+    """PyAV frames whose side data were read are in a cycle: hundreds of megabytes waited for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        frames = long_gop.frames()
+        for _ in range(20):
+            next(frames)
+        alive = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive < 6

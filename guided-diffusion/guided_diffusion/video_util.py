@@ -19,6 +19,7 @@ import av.container
 import av.filter
 import cv2
 import numpy as np
+import torch
 from av.audio.fifo import AudioFifo
 from av.audio.resampler import AudioResampler
 from av.stream import Disposition
@@ -318,9 +319,11 @@ class VideoWriter:
             raise InputError(f"{self.path!r} cannot be written: {error.strerror}") from None
 
     def _add_video(self, crf: float, colour: ColourTags) -> av.VideoStream:
-        stream = self._container.add_stream(
-            "libx264", rate=self._fps, options={"crf": str(crf), "preset": X264_PRESET}
-        )
+        options = {"crf": str(crf), "preset": X264_PRESET}
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            # x264's AVX-512 code gave another file in every other run of the same frames; AVX2 is as fast
+            options["x264-params"] = "asm=avx2"
+        stream = self._container.add_stream("libx264", rate=self._fps, options=options)
         stream.width, stream.height = self._width + self._width % 2, self._height + self._height % 2
         stream.pix_fmt = "yuv420p"
         stream.thread_type = "FRAME"
@@ -496,8 +499,11 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 def _convert(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterator[np.ndarray]:
     """Turn decoded frames into RGB uint8 [height, width, 3], upright; whatever their size, they are scaled to this."""
     reformatter = VideoReformatter()
+    orientation = None
     for frame in frames:
-        transposed, flip_x, flip_y = _orientation(frame)
+        # of the first frame: a PyAV frame whose side data were asked for is in a cycle, and lives until the next gc
+        orientation = orientation or _orientation(frame)
+        transposed, flip_x, flip_y = orientation
         size = (height, width) if transposed else (width, height)
         rgb: np.ndarray = reformatter.reformat(frame, *size, format="rgb24", interpolation=_EXACT).to_ndarray()
         if transposed:
