@@ -42,7 +42,7 @@ from guided_diffusion.dist_util import (
 )
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.logger import Timings, peak_memory, versions
+from guided_diffusion.logger import Timings, large_blocks_apart, peak_memory, versions
 from guided_diffusion.script_util import (
     FIXED_OPTIONS,
     Checkpoint,
@@ -613,7 +613,8 @@ def lip_sync(job: Job, clip: Clip, options: Options, tools: Tools) -> dict[str, 
     if track_path is not None and track_path.is_file():
         track = FaceTrack.load(track_path)
     else:
-        track = find_faces(clip, options, tools.detector, timings)
+        with large_blocks_apart():
+            track = find_faces(clip, options, tools.detector, timings)
         if track_path is not None:
             track.save(track_path)
     if ranks.rank == 0:

@@ -1,5 +1,6 @@
 """Where a run's time and memory went."""
 
+import ctypes
 import platform
 import resource
 import sys
@@ -13,6 +14,8 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+
+M_MMAP_THRESHOLD = -3  # malloc.h
 
 PACKAGES = ("torch", "numpy", "opencv-python", "av", "librosa", "scipy", "face-alignment", "dlib-bin", "safetensors")
 
@@ -63,6 +66,26 @@ def _peak_rss() -> float:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Keep frames out of the heap inside the block, where glibc is the allocator; elsewhere nothing changes.
+
+    While small results that stay are allocated between frames that go, the heap's holes stop fitting the next frames
+    and it grows: by 3 MB a frame of 1080 x 1920 in face detection. Blocks of their own go back to the system at once.
+    Not for the network: its activations are better reused, so that afterwards blocks of up to 32 MiB (glibc's own
+    limit) come from the heap.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)
 
 
 def versions() -> dict[str, str]:
