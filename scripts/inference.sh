@@ -5,9 +5,7 @@
 # bash scripts/inference.sh --face_detector dlib
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-arguments=("$@")
-set --
-source "$root/scripts/setup.sh"
+PYTHON=$(bash "$root/scripts/setup.sh")
 
 real_video_root=${real_video_root:-test_videos}
 filelist=${filelist:-test_filelist.txt}
@@ -35,4 +33,4 @@ exec "${launch[@]}" "$root/generate.py" \
   --generate_from_filelist True --test_video_dir "$real_video_root" --filelist "$filelist" \
   --model_path "$model_path" --sample_path "$sample_path" "${mode[@]}" \
   --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 4 \
-  --save_orig False --is_voxceleb2 False ${arguments[@]+"${arguments[@]}"}
+  --save_orig False --is_voxceleb2 False "$@"

@@ -5,9 +5,7 @@
 # video_path=me.mp4 audio_path=speech.wav bash scripts/inference_single_video.sh --face_detector dlib
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-arguments=("$@")
-set --
-source "$root/scripts/setup.sh"
+PYTHON=$(bash "$root/scripts/setup.sh")
 
 video_path=${video_path:-test_videos/video.mp4}
 audio_path=${audio_path:-test_videos/audio.wav}
@@ -17,4 +15,4 @@ model_path=${model_path:-checkpoints/checkpoint.pt}
 exec "$PYTHON" "$root/generate.py" \
   --video_path "$video_path" --audio_path "$audio_path" --out_path "$out_path" --model_path "$model_path" \
   --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 4 \
-  --save_orig False --is_voxceleb2 False ${arguments[@]+"${arguments[@]}"}
+  --save_orig False --is_voxceleb2 False "$@"

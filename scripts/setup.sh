@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install what the project needs into .venv, or into the virtual or conda environment that is active.
-# `source scripts/setup.sh` is what the other scripts do: it leaves PYTHON naming the interpreter to use.
-# Quick when nothing changed. Extra requirement files may follow: bash scripts/setup.sh requirements-dev.txt
+# Prints the interpreter to use, and nothing else, on stdout. Quick when nothing changed.
+# Extra requirement files may follow: bash scripts/setup.sh requirements-dev.txt
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -31,7 +31,7 @@ wanted=$(cat "${requirements[@]}" "$root/guided-diffusion/pyproject.toml"; echo 
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   arguments=()
   for file in "${requirements[@]}"; do arguments+=(-r "$file"); done
-  (cd "$root" && "$PYTHON" -m pip install --quiet "${arguments[@]}") ||
+  (cd "$root" && "$PYTHON" -m pip install --quiet "${arguments[@]}" >&2) ||
     fail "pip could not install $(basename "${requirements[-1]}"); its message is above"
   printf '%s' "$wanted" >"$stamp"
 fi
@@ -43,3 +43,4 @@ problem=$("$PYTHON" -c 'import cv2' 2>&1) || case $problem in
 esac
 problem=$("$PYTHON" -c 'import torchvision' 2>&1) ||
   fail "torch and torchvision are not a matching pair (${problem##*$'\n'}); reinstall both together"
+echo "$PYTHON"

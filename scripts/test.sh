@@ -2,10 +2,8 @@
 # Set-up, then the whole test suite with the linters. Arguments go to pytest.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-arguments=("$@")
-set -- requirements-dev.txt
-source "$root/scripts/setup.sh"
+PYTHON=$(bash "$root/scripts/setup.sh" requirements-dev.txt)
 cd "$root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest ${arguments[@]+"${arguments[@]}"}
+exec "$PYTHON" -m pytest "$@"
