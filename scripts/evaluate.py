@@ -77,6 +77,7 @@ METRICS = (
     Metric("lip-sync", "sync_lag_ms", "that lag; natural speech has -40 to 200"),
     Metric("lip-sync", "sync_r0", "correlation without a lag"),
     Metric("lip-sync", "sync_z", "peak above wrong alignments, in standard deviations"),
+    Metric("lip-sync", "truth_r", "correlation of mouth opening and the true one; 1 is equal"),
     Metric("lip-sync", "lmd", "lip landmarks' distance from the reference / inter-ocular distance; 0 is equal", 1),
     Metric("lip-sync", "lse_c", "SyncNet confidence; higher is better"),
     Metric("lip-sync", "lse_d", "SyncNet distance; lower is better"),
@@ -283,6 +284,25 @@ def measure_sync(clips: Clips, audio_path: str, opening: np.ndarray, evaluation:
         evaluation.add(name, value, "the sound or the mouth hardly changes")
 
 
+def measure_truth(path: str | None, evaluation: Evaluation) -> None:
+    """Mouth opening against the known one, as scripts/make_sample.py writes it."""
+    if path is None:
+        evaluation.not_measured["truth_r"] = "needs --truth"
+        return
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        truth = np.array(content["opening"], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"--truth {path}: not a JSON file as scripts/make_sample.py writes it") from None
+    opening = evaluation.series["mouth_opening"]
+    n = min(len(opening), len(truth))
+    measured = np.isfinite(opening[:n])
+    opening, truth = opening[:n][measured], truth[:n][measured]
+    # of a constant there is no correlation: NaN
+    r = np.corrcoef(opening, truth)[0, 1] if len(truth) and np.ptp(opening) and np.ptp(truth) else np.nan
+    evaluation.add("truth_r", r, "the mouth or the truth does not move")
+
+
 def measure_lpips(clips: Clips, evaluation: Evaluation) -> None:
     """LPIPS over the face box (Zhang et al. 2018, AlexNet), when its backbone's weights are on this machine."""
     backbone = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
@@ -466,6 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", required=True, help="the video that it was made from")
     parser.add_argument("--audio", required=True, help="the speech that it says")
     parser.add_argument("--reference", help="the true video, when there is one (reconstruction)")
+    parser.add_argument("--truth", help="JSON with the true mouth opening of the speech (scripts/make_sample.py)")
     parser.add_argument("--face_detector", default="dlib", choices=DETECTORS)
     parser.add_argument("--syncnet_weights", help="folder of SyncNet's weights, for LSE-C and LSE-D")
     parser.add_argument("--stats", help="what generate.py --stats wrote, for the cost")
@@ -480,6 +501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.result, arguments.source, arguments.reference, detector, evaluation.notes
         )
         evaluate(clips, arguments.audio, detector, evaluation)
+        measure_truth(arguments.truth, evaluation)
         measure_lpips(clips, evaluation)
         measure_lse(arguments.result, arguments.syncnet_weights, evaluation)
         _write(arguments.json, lambda: json.dumps(evaluation.as_json(), indent=2))

@@ -12,6 +12,7 @@ from conftest import write_video
 from skimage import data
 
 from face_detection.api import FaceAlignment
+from face_detection.lip_metrics import mouth_opening
 from face_detection.tracks import build_track
 from guided_diffusion.video_util import open_video
 
@@ -151,6 +152,23 @@ def test_frames_without_a_face_are_left_out(clip: dict[str, str], tmp_path: Path
     assert said["metrics"]["seam_box"] == pytest.approx(1)
 
 
+def test_a_mouth_is_compared_with_the_truth(clip: dict[str, str], tmp_path: Path) -> None:
+    frames = list(open_video(clip["source"]).frames())
+    detector = FaceAlignment("dlib")
+    track = build_track(frames, detector.detect, batch_size=8, pads=(0, 0, 0, 0))
+    boxes = [tuple(int(v) for v in box) for box in track.boxes]
+    landmarks = [detector.get_landmarks_from_image(f, b) for f, b in zip(frames, boxes, strict=True)]  # type: ignore[arg-type]
+    opening = np.array([mouth_opening(points) for points in landmarks if points is not None])
+    truth = tmp_path / "truth.json"
+    for values, r in ((opening, 1), (-3 * opening, -1), (opening[:20], 1)):
+        truth.write_text(json.dumps({"opening": list(values)}))
+        said = values_of(clip["source"], clip, tmp_path, "--truth", str(truth))
+        assert said["metrics"]["truth_r"] == pytest.approx(r, abs=1e-6)
+    truth.write_text(json.dumps({"opening": [0.1] * 50}))
+    said = values_of(clip["source"], clip, tmp_path, "--truth", str(truth))
+    assert said["not_measured"]["truth_r"] == "the mouth or the truth does not move"
+
+
 def test_cost_comes_from_stats(clip: dict[str, str], tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     stats.write_text(json.dumps({"ms_per_frame": {"sample": 12.5}, "peak_memory_mib": {"rss": 800}}))
@@ -171,6 +189,7 @@ def test_bad_input_is_one_line_and_status_2(
         ([clip["source"], "--source", "nothing.mp4"], "nothing.mp4"),
         ([clip["source"], "--source", clip["source"], "--reference", "nothing.mp4"], "nothing.mp4"),
         ([clip["source"], "--source", clip["source"], "--stats", str(text)], "--stats"),
+        ([clip["source"], "--source", clip["source"], "--truth", str(text)], "--truth"),
         ([clip["source"], "--source", clip["source"], "--syncnet_weights", str(tmp_path)], "syncnet_v2.model"),
     ):
         assert evaluate.main([*arguments, "--audio", clip["audio"]]) == 2
