@@ -253,7 +253,7 @@ def write_crops(path: Path, video: VideoSource, track: FaceTrack, image_size: in
 def crop_with_margin(frame: np.ndarray, box: np.ndarray, image_size: int) -> np.ndarray:
     """Resize a frame so that the box (y1, y2, x1, x2) has image_size px, and cut it out with 1/MARGIN of it around.
 
-    Its middle is what `resize_crop` makes of the box, bilinear at the same positions. Beyond the frame the edge repeats.
+    Its middle is what `resize_crop` makes of the box: bilinear, same positions. Beyond the frame its edge goes on.
     """
     margin = image_size // MARGIN
     y1, y2, x1, x2 = (float(v) for v in box)
