@@ -73,7 +73,7 @@ MARGIN = 8
 MIN_FACES = 10
 MIN_VALIDATION_CLIPS = 10  # with fewer clips, the end of each is for validation
 
-MAX_SHIFT = 0.05  # of the crop's side
+MAX_SHIFT = 0.04  # of the crop's side
 MAX_SCALE = 0.1
 MAX_SCALE_APART = 0.02
 COLOUR_CHANGE = 0.1
@@ -113,6 +113,7 @@ class Options:
     grad_clip: float = option(1.0, "limit of the gradient's norm")
     ema_decay: float = option(0.999, "decay of the averaged weights per step; less in the first steps")
     seed: int = option(0, "seed of weights, batches and noise")
+    augment: float = option(1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1")
     val_share: float = option(0.1, "share of the clips (of each clip, if there are few) kept for validation")
     log_every: int = option(100, "steps between lines of the log")
     sheet_every: int = option(500, "steps between sample sheets")
@@ -131,6 +132,7 @@ class Options:
             ("grad_clip", 1e-6, 1e6),
             ("ema_decay", 0, 1),
             ("seed", 0, 1 << 62),
+            ("augment", 0, 1),
             ("val_share", 0.01, 0.5),
             ("log_every", 1, 1 << 30),
             ("sheet_every", 1, 1 << 30),
@@ -331,7 +333,7 @@ def split(clips: list[Clip], val_share: float) -> tuple[list[Clip], list[Clip]]:
     )
 
 
-def draw_examples(clips: Sequence[Clip], n: int, image_size: int, rng: np.random.Generator, augment: bool) -> Examples:
+def draw_examples(clips: Sequence[Clip], n: int, image_size: int, rng: np.random.Generator, augment: float) -> Examples:
     """Draw n frames, all equally likely, each with another frame of its clip as reference."""
     ends = np.cumsum([len(clip.frames) for clip in clips])
     crops, refs, mels = [], [], []
@@ -342,7 +344,7 @@ def draw_examples(clips: Sequence[Clip], n: int, image_size: int, rng: np.random
         other = (index + int(rng.integers(1, len(clip.frames)))) % len(clip.frames)
         views = [clip.crops[index], clip.crops[other]]
         if augment:
-            crop, ref = augmented(views, image_size, rng)
+            crop, ref = augmented(views, image_size, rng, augment)
         else:
             crop, ref = (face_view(view, image_size) for view in views)
         frame = int(clip.frames[index])
@@ -369,27 +371,30 @@ def face_view(
     return cv2.warpAffine(stored, to_stored, (image_size, image_size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def augmented(stored: Sequence[np.ndarray], image_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def augmented(
+    stored: Sequence[np.ndarray], image_size: int, rng: np.random.Generator, strength: float
+) -> list[np.ndarray]:
     """Views with one flip, colour and scale, and some shift and scale of their own, as detected boxes have."""
     # Half of the examples are not scaled: resampling takes away sharpness that the network is to learn.
-    scale = rng.uniform(1 - MAX_SCALE, 1 + MAX_SCALE) if rng.random() < 0.5 else 1.0
-    step = -1 if rng.random() < 0.5 else 1
-    colour = colour_change(rng)
-    max_shift = int(MAX_SHIFT * image_size)
+    scale = 1 + strength * rng.uniform(-MAX_SCALE, MAX_SCALE) if rng.random() < 0.5 else 1.0
+    step = -1 if rng.random() < 0.5 * strength else 1
+    colour = colour_change(rng, strength)
+    max_shift = round(strength * MAX_SHIFT * image_size)
     views = []
     for crop in stored:
-        own_scale = scale * rng.uniform(1 - MAX_SCALE_APART, 1 + MAX_SCALE_APART) if scale != 1 else 1.0
+        own_scale = scale * (1 + strength * rng.uniform(-MAX_SCALE_APART, MAX_SCALE_APART)) if scale != 1 else 1.0
         dx, dy = (int(v) for v in rng.integers(-max_shift, max_shift + 1, size=2))
         view = face_view(crop, image_size, (dx, dy), own_scale)
         views.append(cv2.transform(np.ascontiguousarray(view), colour)[:, ::step])
     return views
 
 
-def colour_change(rng: np.random.Generator) -> np.ndarray:
+def colour_change(rng: np.random.Generator, strength: float) -> np.ndarray:
     """A random affine map of RGB, float64 [3, 4]: saturation, gain per channel, contrast around grey, brightness."""
-    saturation, contrast = rng.uniform(1 - COLOUR_CHANGE, 1 + COLOUR_CHANGE, size=2)
-    gains = rng.uniform(1 - COLOUR_CHANGE / 2, 1 + COLOUR_CHANGE / 2, size=3)
-    brightness = rng.uniform(-COLOUR_CHANGE, COLOUR_CHANGE) * 127.5
+    change = strength * COLOUR_CHANGE
+    saturation, contrast = rng.uniform(1 - change, 1 + change, size=2)
+    gains = rng.uniform(1 - change / 2, 1 + change / 2, size=3)
+    brightness = rng.uniform(-change, change) * 127.5
     matrix = saturation * np.eye(3) + (1 - saturation) * np.array(LUMA)
     matrix = contrast * gains[:, None] * matrix
     return np.hstack([matrix, np.full((3, 1), 127.5 * (1 - contrast) + brightness)])
@@ -424,7 +429,7 @@ def training_batch(
 ) -> Batch:
     """A function of seed and step alone, so that a continued run needs nothing of the one before."""
     rng = np.random.default_rng([options.seed, step])
-    examples = draw_examples(clips, options.batch_size, config.image_size, rng, augment=True)
+    examples = draw_examples(clips, options.batch_size, config.image_size, rng, options.augment)
     steps = torch.from_numpy(rng.integers(config.diffusion_steps, size=options.batch_size))
     noise_seed, dropout_seed = (int(v) for v in rng.integers(1 << 62, size=2))
     torch.manual_seed(dropout_seed)
@@ -439,7 +444,7 @@ class Validation:
         self.device = device
         self.batch_size = options.batch_size
         self.examples = draw_examples(
-            clips, VALIDATION_EXAMPLES, config.image_size, np.random.default_rng(0), augment=False
+            clips, VALIDATION_EXAMPLES, config.image_size, np.random.default_rng(0), augment=0.0
         )
         self.sheet_diffusion = create_gaussian_diffusion(config, SHEET_RESPACING)
 
