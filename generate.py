@@ -15,7 +15,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
@@ -46,11 +46,17 @@ from guided_diffusion.logger import Timings, large_blocks_apart, peak_memory, ve
 from guided_diffusion.script_util import (
     FIXED_OPTIONS,
     Checkpoint,
+    FlagParser,
     ModelConfig,
+    add_flag,
+    add_flags,
+    add_model_flags,
+    check_options,
     create_gaussian_diffusion,
     load_checkpoint,
     load_model,
     model_config,
+    option,
 )
 from guided_diffusion.tfg_data_util import resize_crop, sample_to_crops, sampling_noise, tfg_process_batch
 from guided_diffusion.unet import TFGModel
@@ -82,7 +88,7 @@ Sampler = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray, int]
 
 def flag(default: Any, help: str, affects: str, choices: Sequence[str] = ()) -> Any:
     """A command-line flag. `affects` is the first part of a run that it changes: detection, sampling, output or run."""
-    return field(default=default, metadata={"help": help, "affects": affects, "choices": choices})
+    return option(default, help, choices, affects=affects)
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,7 @@ class Options:
     stats: str | None = flag(None, "write times, memory, versions and options to this JSON file", "run")
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            choices = f.metadata["choices"]
-            if choices and getattr(self, f.name) not in choices:
-                raise InputError(f"--{f.name} {getattr(self, f.name)}: choose from {', '.join(choices)}")
-        for name, low, high in (
+        ranges = (
             ("crf", 0, 51),
             ("video_fps", 0, 1000),
             ("detection_size", 32, 1 << 14),
@@ -143,9 +145,8 @@ class Options:
             ("face_index", -1, 1000),
             ("face_hide_percentage", 0.01, 1),
             ("sampling_batch_size", 1, 1 << 14),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"--{name} {getattr(self, name)}: give a value from {low} to {high}")
+        )
+        check_options(self, ranges)
         if self.sampling_seed is not None and not 0 <= self.sampling_seed < 1 << 63:
             raise InputError(f"--sampling_seed {self.sampling_seed}: give a whole number from 0 up")
         if self.sampling_use_gt_for_ref and self.sampling_ref_type != "gt":
@@ -174,41 +175,14 @@ class Options:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["affects"] == part}
 
 
-def parse_bool(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "y", "t"):
-        return True
-    if text.lower() in ("false", "0", "no", "n", "f"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is not a truth value: give true or false")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise InputError(message)
-
-
 def create_argparser() -> argparse.ArgumentParser:
     """Flags of Options, then the network's (default: the checkpoint's), then upstream's with one supported value."""
-    parser = _Parser(
-        prog="generate.py", description="Lip-sync a video to a speech file.", allow_abbrev=False
-    )
-
-    def add(group: Any, name: str, type_: type, default: Any, help: str) -> None:
-        convert = parse_bool if type_ is bool else type_
-        group.add_argument(f"--{name}", type=convert, default=default, metavar=type_.__name__.upper(), help=help)
-
-    types = typing.get_type_hints(Options)
-    group = parser.add_argument_group("options")
-    for f in dataclasses.fields(Options):
-        type_ = next((t for t in (types[f.name], *typing.get_args(types[f.name])) if t in (bool, int, float)), str)
-        choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        add(group, f.name, type_, f.default, f"{f.metadata['help']}{choices}; default {f.default!r}")
-    group = parser.add_argument_group("the network's own, known from the checkpoint; given here, they must agree")
-    for f in dataclasses.fields(ModelConfig):
-        add(group, f.name, f.type, None, f.metadata["help"])  # type: ignore[arg-type]
+    parser = FlagParser("generate.py", "Lip-sync a video to a speech file.")
+    add_flags(parser.add_argument_group("options"), Options)
+    add_model_flags(parser, "the network's own, known from the checkpoint; given here, they must agree")
     group = parser.add_argument_group("accepted for upstream's scripts, with this value only")
     for name, value in FIXED_OPTIONS.items():
-        add(group, name, type(value), None, str(value))
+        add_flag(group, name, type(value), None, str(value))
     return parser
 
 

@@ -1,5 +1,6 @@
-"""Schedules and samplers against numbers of the reference implementation."""
+"""Schedules and samplers against numbers of the reference implementation; the training loss."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fill import named_randn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guided_diffusion.gaussian_diffusion import get_named_beta_schedule
+from guided_diffusion.gaussian_diffusion import discretized_log_likelihood, get_named_beta_schedule
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "diffusion.npz")
@@ -115,3 +116,104 @@ def test_cosine_schedule_ends_in_noise() -> None:
     assert betas.min() > 0
     assert betas.max() <= 0.999
     assert alphas_cumprod[-1] < 1e-6 < 0.99 < alphas_cumprod[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+
+STEPS = torch.tensor([1, 300, 999])
+X_START = torch.tanh(named_randn("x_start", (3, 3, 4, 4)))
+EPS = named_randn("eps", (3, 3, 4, 4))
+LOWER = torch.cat([torch.zeros(3, 1, 2, 4), torch.ones(3, 1, 2, 4)], dim=2)
+
+
+def losses(output: torch.Tensor, steps: torch.Tensor = STEPS, **kind: bool) -> torch.Tensor:
+    return spaced("", **kind).training_losses(lambda _x, _t: output, X_START, steps, EPS, LOWER)
+
+
+def test_noised_images_have_the_golden_alphas() -> None:
+    diffusion = spaced("ddim10", **KINDS["x0"])
+    ones, i = torch.ones(10, 3, 2, 2), torch.arange(10)
+    alphas = torch.from_numpy(GOLDEN["ddim10/alphas_cumprod"]).float()[:, None, None, None].expand_as(ones)
+    torch.testing.assert_close(diffusion.q_sample(ones, i, 0 * ones) ** 2, alphas)
+    torch.testing.assert_close(diffusion.q_sample(0 * ones, i, ones) ** 2, 1 - alphas)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_model_has_no_loss(kind: str) -> None:
+    target = X_START if KINDS[kind]["predict_xstart"] else EPS
+    # the true posterior's variance is at the lower end of the interpolation
+    output = torch.cat([target, -torch.ones_like(target)], 1) if KINDS[kind]["learn_sigma"] else target
+    torch.testing.assert_close(losses(output, **KINDS[kind]), torch.zeros(3), rtol=0, atol=1e-3)
+
+
+def test_only_masked_pixels_count() -> None:
+    wrong_above = X_START + 5 * (1 - LOWER)
+    torch.testing.assert_close(losses(wrong_above, **KINDS["x0"]), torch.zeros(3))
+    torch.testing.assert_close(losses(wrong_above + 2 * LOWER, **KINDS["x0"]), torch.full((3,), 4.0))
+
+
+def test_model_gets_each_samples_own_step() -> None:
+    seen = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((x, t))
+        return x
+
+    diffusion = spaced("", **KINDS["x0"])
+    diffusion.training_losses(model, X_START, STEPS, EPS, LOWER)
+    x_t, timesteps = seen[0]
+    torch.testing.assert_close(timesteps, torch.tensor([1.0, 300.0, 999.0]))
+    torch.testing.assert_close(x_t[2], diffusion.q_sample(X_START[2:], STEPS[2:], EPS[2:])[0])
+
+
+@pytest.mark.parametrize("step", [1, 40, 999])
+def test_variance_term_is_the_kl_divergence(step: int) -> None:
+    """Against the integral of q log2(q / p) on a grid."""
+    kind = {"predict_xstart": True, "learn_sigma": True}
+    steps = torch.full((3,), step)
+    guess, interpolation = X_START + 0.1, 0.3
+    output = torch.cat([guess, torch.full_like(guess, interpolation)], 1)
+    diffusion = spaced("", **kind)
+    x_t = diffusion.q_sample(X_START, steps, EPS)
+    variance = diffusion.posterior_variance[step] ** 0.35 * diffusion.betas[step] ** 0.65
+    expected = torch.zeros_like(X_START)
+    for index in np.ndindex(*X_START.shape):
+        q = _normal(float(diffusion.q_posterior_mean(X_START, x_t, step)[index]), diffusion.posterior_variance[step])
+        p = _normal(float(diffusion.q_posterior_mean(guess, x_t, step)[index]), variance)
+        centre = float(diffusion.q_posterior_mean(X_START, x_t, step)[index])
+        grid = np.linspace(centre - 10 * variance**0.5, centre + 10 * variance**0.5, 4001)
+        density = np.exp(q(grid))
+        expected[index] = float(np.trapezoid(density * (q(grid) - p(grid)), grid) / np.log(2))
+    vlb = (expected * LOWER).sum(dim=(1, 2, 3)) / (3 * LOWER).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(losses(output, steps, **kind), 0.01 + vlb, rtol=2e-3, atol=1e-5)
+
+
+def _normal(mean: float, variance: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: -0.5 * ((x - mean) ** 2 / variance + np.log(2 * np.pi * variance))
+
+
+def test_variance_term_leaves_the_mean_alone() -> None:
+    mean, interpolation = (X_START + 0.1).requires_grad_(), torch.zeros_like(X_START).requires_grad_()
+    losses(torch.cat([mean, interpolation], 1), predict_xstart=True, learn_sigma=True).sum().backward()
+    torch.testing.assert_close(mean.grad, 2 * 0.1 * LOWER.expand_as(mean) / 24)
+    assert interpolation.grad is not None
+    assert interpolation.grad[:, :, 2:].abs().min() > 0
+
+
+@pytest.mark.parametrize("mean", [-1.2, -0.99, 0.001, 0.5, 1.0])
+@pytest.mark.parametrize("log_variance", [-12.0, -6.0, 0.0])
+def test_the_256_levels_share_all_probability(mean: float, log_variance: float) -> None:
+    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    likelihood = discretized_log_likelihood(levels, torch.tensor(mean), torch.tensor(log_variance))
+    assert float(likelihood.exp().sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_first_step_is_scored_by_likelihood() -> None:
+    output = torch.cat([X_START, torch.zeros_like(X_START)], 1)
+    kind = {"predict_xstart": True, "learn_sigma": True}
+    diffusion = spaced("", **kind)
+    log_variance = 0.5 * (diffusion.posterior_log_variance_clipped[0] + np.log(diffusion.betas[0]))
+    nll = -discretized_log_likelihood(X_START, X_START, torch.tensor(log_variance)) / np.log(2)
+    expected = (nll * LOWER).sum(dim=(1, 2, 3)) / 24
+    torch.testing.assert_close(losses(output, torch.zeros(3, dtype=torch.int64), **kind), expected.float())

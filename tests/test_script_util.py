@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.script_util import ModelConfig, create_model, load_checkpoint, load_model, model_config
+from guided_diffusion.script_util import (
+    ModelConfig,
+    create_model,
+    load_checkpoint,
+    load_model,
+    model_config,
+    save_checkpoint,
+)
 
 REAL64 = Path(__file__).parent.parent.parent / "shared" / "checkpoints" / "real64.pt"
 
@@ -83,6 +90,21 @@ def test_half_precision_loads_as_float32(
     loaded = load_checkpoint(str(save(tmp_path, halves, small_config))).state_dict
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
     assert all(torch.equal(loaded[name], halves[name].float()) for name in weights)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_saved_checkpoint_loads(half: bool, small_config: dict, tmp_path: Path) -> None:
+    config = model_config(small_config, "test")
+    model = create_model(config).to(memory_format=torch.channels_last)
+    save_checkpoint(tmp_path / "saved.safetensors", config, model.state_dict(), half)
+    loaded = load_checkpoint(str(tmp_path / "saved.safetensors"))
+    assert loaded.config == config
+    assert loaded.source == "the configuration inside saved.safetensors"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict[name], tensor.half().float() if half else tensor)
+    size, n_values = (tmp_path / "saved.safetensors").stat().st_size, sum(p.numel() for p in model.parameters())
+    assert size == pytest.approx((2 if half else 4) * n_values, rel=0.02)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.safetensors"]
 
 
 def test_model_is_ready_for_inference(checkpoint: Path, weights: Weights) -> None:

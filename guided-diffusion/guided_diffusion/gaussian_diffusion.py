@@ -1,4 +1,4 @@
-"""Gaussian diffusion and its samplers, for inference.
+"""Gaussian diffusion: its samplers and its training loss.
 
 Ho et al. 2020 (arXiv 2006.11239), Nichol & Dhariwal 2021 (arXiv 2102.09672, learned variance) and
 Song et al. 2021 (DDIM, arXiv 2010.02502).
@@ -165,3 +165,67 @@ class GaussianDiffusion:
             a_prev = self.alphas_cumprod_prev[i]
             x = math.sqrt(a_prev) * pred_xstart + math.sqrt(1 - a_prev) * eps
         return x
+
+    def q_sample(self, x_start: Tensor, i: Tensor, noise: Tensor) -> Tensor:
+        """x_t of q(x_t | x_0) (Ho et al. 2020, eq. 4): [N x C x H x W], at steps `i`, int64 [N]."""
+        scale = _per_sample(np.sqrt(self.alphas_cumprod), i, x_start)
+        return scale * x_start + _per_sample(np.sqrt(1.0 - self.alphas_cumprod), i, x_start) * noise
+
+    def training_losses(self, model: ModelFn, x_start: Tensor, i: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+        """The loss of each sample, float [N], over the masked pixels only.
+
+        Mean squared error of epsilon or x_0 (Ho et al. 2020, eq. 14); with a learned variance L_hybrid = L_simple +
+        0.001 L_vlb (Nichol & Dhariwal 2021, section 3.1): one random step estimates the sum over all T, so its term, in
+        bits per dimension, is weighted by T / 1000, and its mean is detached.
+
+        :param x_start: x_0 [N x C x H x W] in [-1, 1].
+        :param i: step of each sample, int64 [N].
+        :param noise: epsilon, like x_start.
+        :param mask: [N x 1 x H x W], 1 where the loss counts; at least one pixel of each sample.
+        """
+        x_t = self.q_sample(x_start, i, noise)
+        timesteps = torch.as_tensor(self.timestep_map, device=i.device)[i] * self.timestep_scale
+        output = model(x_t, timesteps.float())
+        interpolation = None
+        if self.learn_sigma:
+            output, interpolation = output.chunk(2, dim=1)
+        loss = (output - (x_start if self.predict_xstart else noise)) ** 2
+        if interpolation is not None:
+            vlb = self._vlb_bits(x_start, x_t, i, output.detach(), interpolation)
+            loss = loss + self.num_timesteps / 1000 * vlb
+        return (loss * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * x_start.shape[1])
+
+    def _vlb_bits(self, x_start: Tensor, x_t: Tensor, i: Tensor, output: Tensor, interpolation: Tensor) -> Tensor:
+        """L_{i} of the variational bound in bits, elementwise (Nichol & Dhariwal 2021, eq. 4 to 7)."""
+        steps = list(enumerate(i.tolist()))
+        pred_xstart = output
+        if not self.predict_xstart:
+            pred_xstart = torch.stack([self.predict_xstart_from_eps(x_t[n], step, output[n]) for n, step in steps])
+        mean = torch.stack([self.q_posterior_mean(pred_xstart[n], x_t[n], step) for n, step in steps])
+        true_mean = torch.stack([self.q_posterior_mean(x_start[n], x_t[n], step) for n, step in steps])
+        low = _per_sample(self.posterior_log_variance_clipped, i, x_start)
+        log_variance = low + (interpolation + 1) / 2 * (_per_sample(np.log(self.betas), i, x_start) - low)
+        kl = normal_kl(true_mean, low, mean, log_variance)
+        nll = -discretized_log_likelihood(x_start, mean, log_variance)
+        return torch.where((i == 0)[:, None, None, None], nll, kl) / math.log(2)
+
+
+def _per_sample(values: np.ndarray, i: Tensor, x: Tensor) -> Tensor:
+    """values[i] as [N x 1 x 1 x 1], of x's dtype and on its device."""
+    return torch.as_tensor(values, dtype=x.dtype, device=x.device)[i][:, None, None, None]
+
+
+def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL divergence of two Gaussians in nats, elementwise: of the first from the second."""
+    ratio = torch.exp(log_variance1 - log_variance2)
+    return 0.5 * (log_variance2 - log_variance1 - 1 + ratio + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+
+
+def discretized_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log probability, in nats, of the 8-bit level around `x` in [-1, 1] under a Gaussian (Ho et al. 2020, eq. 13)."""
+    precision = torch.exp(-0.5 * log_variance)
+    upper, lower = (x - mean + 1 / 255) * precision, (x - mean - 1 / 255) * precision
+    inside = torch.log((torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp(min=1e-12))
+    # the outermost levels reach to infinity
+    outer = torch.where(x < 0, torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower))
+    return torch.where(x.abs() > 0.999, outer, inside)

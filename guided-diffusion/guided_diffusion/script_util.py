@@ -1,8 +1,10 @@
-"""Model and diffusion options, and loading a checkpoint together with its configuration."""
+"""Options as dataclasses and flags; model and diffusion options; checkpoints together with their configuration."""
 
+import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dist_util import replace_when_complete
 from .errors import InputError
 from .gaussian_diffusion import NOISE_SCHEDULES, get_named_beta_schedule
 from .respace import SpacedDiffusion, space_timesteps
@@ -44,8 +47,68 @@ FIXED_OPTIONS: dict[str, bool | int | float | str] = {
 }
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+# ------------------------------------------------------------------------------------------------- options and flags
+
+
+def option(default: Any, help: str, choices: Sequence[str] = (), **metadata: Any) -> Any:
+    """A field of an option dataclass, for `check_options` and `add_flags`."""
+    return field(default=default, metadata={"help": help, "choices": choices, **metadata})
+
+
+def check_options(options: Any, ranges: Iterable[tuple[str, float, float]]) -> None:
+    """Check an option dataclass against its choices, and the (name, lowest, highest) of its numbers.
+
+    :raises InputError: naming the first value that is not allowed, and what is.
+    """
+    for f in dataclasses.fields(options):
+        choices, value = f.metadata["choices"], getattr(options, f.name)
+        if choices and value not in choices:
+            raise InputError(f"--{f.name} {value}: choose from {', '.join(choices)}")
+    for name, low, high in ranges:
+        if not low <= getattr(options, name) <= high:
+            raise InputError(f"--{name} {getattr(options, name)}: give a value from {low} to {high}")
+
+
+def parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "y", "t"):
+        return True
+    if text.lower() in ("false", "0", "no", "n", "f"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is not a truth value: give true or false")
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Flags are spelled out; what is wrong with them is an InputError."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(message)
+
+
+def add_flag(group: Any, name: str, type_: type, default: Any, help: str) -> None:
+    convert = parse_bool if type_ is bool else type_
+    group.add_argument(f"--{name}", type=convert, default=default, metavar=type_.__name__.upper(), help=help)
+
+
+def add_flags(group: Any, options: type) -> None:
+    """A flag for every field of an option dataclass."""
+    types = typing.get_type_hints(options)
+    for f in dataclasses.fields(options):
+        type_ = next((t for t in (types[f.name], *typing.get_args(types[f.name])) if t in (bool, int, float)), str)
+        choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+        add_flag(group, f.name, type_, f.default, f"{f.metadata['help']}{choices}; default {f.default!r}")
+
+
+def add_model_flags(parser: argparse.ArgumentParser, title: str) -> None:
+    """A flag for every field of ModelConfig, None where it is not given."""
+    group = parser.add_argument_group(title)
+    for f in dataclasses.fields(ModelConfig):
+        add_flag(group, f.name, f.type, None, f.metadata["help"])  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ model and diffusion
 
 
 @dataclass(frozen=True)
@@ -55,25 +118,25 @@ class ModelConfig:
     :raises InputError: naming the first value that is not allowed, and what is.
     """
 
-    image_size: int = _option(128, "crop size of the network in pixels")
-    num_channels: int = _option(128, "base channels")
-    num_res_blocks: int = _option(2, "residual blocks per level")
-    num_heads: int = _option(4, "attention heads where num_head_channels is -1")
-    num_heads_upsample: int = _option(-1, "attention heads on the way up (-1: num_heads)")
-    num_head_channels: int = _option(64, "channels per attention head")
-    attention_resolutions: str = _option("32,16,8", "sizes in pixels with attention, or -1 for none")
-    dropout: float = _option(0.0, "dropout in training")
-    use_scale_shift_norm: bool = _option(False, "embedding as scale and shift of the norm")
-    learn_sigma: bool = _option(True, "the network also predicts the variance")
-    use_ref: bool = _option(True, "condition on a reference crop")
-    nrefer: int = _option(1, "number of reference crops")
-    nframes: int = _option(5, "frames per sample; batches have sampling_batch_size * nframes frames")
-    audio_as_style: bool = _option(True, "add the audio code to the timestep embedding")
-    audio_dim: int = _option(80, "mel bands")
-    diffusion_steps: int = _option(1000, "steps of the training process")
-    noise_schedule: str = _option("linear", "linear or cosine")
-    predict_xstart: bool = _option(False, "the network predicts x_0, not epsilon")
-    rescale_timesteps: bool = _option(False, "scale timesteps to 0..1000")
+    image_size: int = option(128, "crop size of the network in pixels")
+    num_channels: int = option(128, "base channels")
+    num_res_blocks: int = option(2, "residual blocks per level")
+    num_heads: int = option(4, "attention heads where num_head_channels is -1")
+    num_heads_upsample: int = option(-1, "attention heads on the way up (-1: num_heads)")
+    num_head_channels: int = option(64, "channels per attention head")
+    attention_resolutions: str = option("32,16,8", "sizes in pixels with attention, or -1 for none")
+    dropout: float = option(0.0, "dropout in training")
+    use_scale_shift_norm: bool = option(False, "embedding as scale and shift of the norm")
+    learn_sigma: bool = option(True, "the network also predicts the variance")
+    use_ref: bool = option(True, "condition on a reference crop")
+    nrefer: int = option(1, "number of reference crops")
+    nframes: int = option(5, "frames per sample; batches have sampling_batch_size * nframes frames")
+    audio_as_style: bool = option(True, "add the audio code to the timestep embedding")
+    audio_dim: int = option(80, "mel bands")
+    diffusion_steps: int = option(1000, "steps of the training process")
+    noise_schedule: str = option("linear", "linear or cosine")
+    predict_xstart: bool = option(False, "the network predicts x_0, not epsilon")
+    rescale_timesteps: bool = option(False, "scale timesteps to 0..1000")
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -182,6 +245,9 @@ def create_gaussian_diffusion(config: ModelConfig, timestep_respacing: str = "")
     )
 
 
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights with the configuration that they were trained in; `source` says where the configuration came from."""
@@ -217,6 +283,22 @@ def load_checkpoint(path: str) -> Checkpoint:
     config = model_config(options, source)
     _check_shapes(state_dict, config, path, source)
     return Checkpoint(config, state_dict, source)
+
+
+def save_checkpoint(path: Path, config: ModelConfig, state_dict: Mapping[str, Tensor], half: bool = False) -> None:
+    """Write a `.safetensors` with the configuration inside, as `load_checkpoint` reads it; complete or not at all.
+
+    :param half: store float16.
+    """
+    from safetensors.torch import save_file
+
+    dtype = torch.float16 if half else torch.float32
+    # safetensors stores the plain order of elements only, and no two names of one memory
+    tensors = {
+        name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in state_dict.items()
+    }
+    with replace_when_complete(path) as part:
+        save_file(tensors, part, {"config": json.dumps(dataclasses.asdict(config))})
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device | str, use_fp16: bool = False) -> TFGModel:

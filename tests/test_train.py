@@ -1,0 +1,308 @@
+"""Training: examples, loss, a run that continues, fine-tuning into another shape, the command line."""
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+import torch
+import train
+from skimage import data
+from train import (
+    Clip,
+    Options,
+    StopSignal,
+    Training,
+    Validation,
+    augmented,
+    crop_with_margin,
+    draw_examples,
+    face_view,
+    learning_rate,
+    main,
+    make_batch,
+    new_training,
+    parse_options,
+    split,
+    start_from,
+    train_step,
+    training_batch,
+)
+
+from guided_diffusion.errors import InputError
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, load_checkpoint
+from guided_diffusion.tfg_data_util import resize_crop
+from guided_diffusion.video_util import VideoWriter
+
+SIZE = 64
+CONFIG = ModelConfig(
+    image_size=SIZE, num_channels=32, num_res_blocks=1, num_head_channels=32, attention_resolutions="-1",
+    learn_sigma=False, predict_xstart=True,
+)  # fmt: skip
+MODEL_FLAGS = [
+    "--image_size=64", "--num_channels=32", "--num_res_blocks=1", "--num_head_channels=32",
+    "--attention_resolutions=-1", "--learn_sigma=False", "--predict_xstart=True",
+]  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def options(**given: object) -> Options:
+    return Options(**{"data": "d", "out": "o", "steps": 10, "batch_size": 2, "warmup": 0, **given})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    """Two clips of smooth pictures whose lower half is as bright as their sound is loud."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(2):
+        loud = rng.random(30)
+        crops = np.full((30, 80, 80, 3), 90 + 40 * number, np.uint8)
+        crops[:, 40:] = (40 + 160 * loud).astype(np.uint8)[:, None, None, None]
+        mel = np.repeat(8 * loud - 4, 4)[None].repeat(80, axis=0).astype(np.float32)
+        made.append(Clip(crops, np.arange(25), mel).part(0, 25))
+    return made
+
+
+# --------------------------------------------------------------------------------------------------------- examples
+
+
+def test_the_stored_crops_middle_is_what_inference_makes_of_the_box() -> None:
+    frame = data.astronaut()
+    box = np.array([60, 184, 176, 275])
+    stored = crop_with_margin(frame, box, SIZE)
+    crop = resize_crop(frame[60:184, 176:275], SIZE, SIZE)
+    # beside the border, where inference has no pixel beyond the box
+    assert np.abs(face_view(stored, SIZE)[1:-1, 1:-1].astype(int) - crop[1:-1, 1:-1]).max() <= 2
+
+
+def test_a_reference_is_another_frame_of_the_same_clip(clips: list[Clip]) -> None:
+    crops, refs, mels = draw_examples(clips, 60, SIZE, np.random.default_rng(1), augment=0)
+    assert mels.shape == (60, 80, 16)
+    for crop, ref in zip(crops, refs, strict=True):
+        assert crop.shape == (SIZE, SIZE, 3)
+        assert crop[0, 0, 0] == ref[0, 0, 0]
+        assert crop[-1, 0, 0] != ref[-1, 0, 0]
+    assert len({int(crop[0, 0, 0]) for crop in crops}) == 2
+
+
+def test_augmentation_keeps_what_belongs_together() -> None:
+    """Flip and colour are those of the reference; strength 0 changes nothing."""
+    stored = np.zeros((80, 80, 3), np.uint8)
+    stored[:, :40] = (180, 90, 60)
+    flips = set()
+    for seed in range(12):
+        crop, ref = augmented([stored, stored], SIZE, np.random.default_rng(seed), strength=1.0)
+        assert np.array_equal(crop[32, 2], ref[32, 2])
+        flips.add(crop[32, 2].sum() > crop[32, -3].sum())
+    assert flips == {True, False}
+    (same,) = augmented([stored], SIZE, np.random.default_rng(0), strength=0.0)
+    assert np.array_equal(same, face_view(stored, SIZE))
+
+
+def test_validation_takes_the_last_clips_or_the_ends_of_a_few(clips: list[Clip]) -> None:
+    few, ends = split(clips, 0.2)
+    assert [len(clip.frames) for clip in few] == [20, 20]
+    assert [list(clip.frames) for clip in ends] == [[20, 21, 22, 23, 24]] * 2
+    many, last = split(clips * 6, 0.1)
+    assert (len(many), len(last)) == (11, 1)
+
+
+def test_the_hiding_noise_tells_nothing_of_the_noise_in_x_t(clips: list[Clip]) -> None:
+    """With one noise for both, the network could read x_0 from their difference."""
+    examples = draw_examples(clips, 4, SIZE, np.random.default_rng(0), augment=0)
+    batch = make_batch(examples, torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0), CPU)
+    hidden = batch.inputs["cond_img"][:, :, SIZE // 2 :]
+    noise = batch.noise[:, :, SIZE // 2 :]
+    assert abs(torch.corrcoef(torch.stack([hidden.flatten(), noise.flatten()]))[0, 1]) < 0.05
+    assert torch.equal(batch.inputs["cond_img"][:, :, : SIZE // 2], batch.inputs["image"][:, :, : SIZE // 2])
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def steps(training: Training, clips: list[Clip], given: Options, n: int) -> None:
+    diffusion = create_gaussian_diffusion(CONFIG)
+    for _ in range(n):
+        train_step(training, diffusion, training_batch(clips, training.step, given, CONFIG, CPU), given, CONFIG)
+
+
+def test_the_loss_falls(clips: list[Clip]) -> None:
+    given = options(steps=30, lr=2e-3, batch_size=4, ema_decay=0.8)
+    training = new_training(CONFIG, given, None, CPU)
+    validation = Validation(clips, dataclasses.replace(given, batch_size=32), CONFIG, CPU)
+    diffusion = create_gaussian_diffusion(CONFIG)
+    before = validation.loss(training.ema, diffusion)
+    steps(training, clips, given, 30)
+    after = validation.loss(training.ema, diffusion)
+    assert after < 0.93 * before
+    assert validation.loss(training.ema, diffusion) == after
+
+
+def test_a_run_in_two_pieces_gives_the_same_numbers(clips: list[Clip], tmp_path: Path) -> None:
+    given = options(steps=4)
+    run = train.identity(given, CONFIG, "data")
+    straight = new_training(CONFIG, given, None, CPU)
+    steps(straight, clips, given, 4)
+    first = new_training(CONFIG, given, None, CPU)
+    steps(first, clips, given, 2)
+    train.save_state(tmp_path / "state.pt", first, run)
+    second = new_training(CONFIG, given, None, CPU)
+    train.load_state(tmp_path / "state.pt", second, run)
+    steps(second, clips, given, 2)
+    assert second.losses == straight.losses
+    for one, other in ((straight.model, second.model), (straight.ema, second.ema)):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_another_run_is_not_continued(clips: list[Clip], tmp_path: Path) -> None:
+    del clips
+    given = options()
+    training = new_training(CONFIG, given, None, CPU)
+    state = tmp_path / "state.pt"
+    train.save_state(state, training, train.identity(given, CONFIG, "data"))
+    for other, data_key, word in ((options(lr=1e-5), "data", "--lr"), (given, "else", "--data")):
+        with pytest.raises(InputError, match=word):
+            train.load_state(state, training, train.identity(other, CONFIG, data_key))
+    train.load_state(state, training, train.identity(options(steps=99, log_every=3), CONFIG, "data"))
+    state.write_bytes(b"else")
+    with pytest.raises(InputError, match="not a state"):
+        train.load_state(state, training, {})
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    given = options(steps=100, lr=1.0, warmup=10)
+    training = new_training(CONFIG, given, None, CPU)
+    rates = []
+    for training.step in range(101):
+        rates.append(learning_rate(training, given))
+    assert rates[0] == pytest.approx(0.1, abs=0.01)
+    assert max(rates) == rates[9] > 0.9
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    by_time = options(steps=None, minutes=2.0, lr=1.0, warmup=0)
+    training.seconds = 60
+    assert learning_rate(training, by_time) == pytest.approx(0.5)
+
+
+def test_a_signal_saves_and_stops(clips: list[Clip], tmp_path: Path) -> None:
+    given = options(steps=50, out=str(tmp_path), log_every=1)
+    training = new_training(CONFIG, given, None, CPU)
+    saved = []
+
+    class Signalling(Validation):
+        def loss(self, model: train.TFGModel, diffusion: GaussianDiffusion) -> float:
+            del model, diffusion
+            signal.raise_signal(signal.SIGTERM)
+            return 0.0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal().watch() as stop:
+        validation = Signalling(clips, given, CONFIG, CPU)
+        train.train(training, clips, validation, given, CONFIG, lambda: saved.append(training.step), stop)
+    assert stop.number == signal.SIGTERM
+    assert saved == [1]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+
+
+def test_fine_tuning_says_what_starts_fresh() -> None:
+    weights = create_model(CONFIG).state_dict()
+    init = train.Checkpoint(CONFIG, weights, "test")
+    wider = create_model(dataclasses.replace(CONFIG, audio_dim=128))
+    said = start_from(wider, init)
+    assert "1 start fresh" in said
+    assert "audio_encoder.input_block.0.weight [64, 128, 3] (was [64, 80, 3])" in said
+    name = "input_blocks.0.0.weight"
+    assert torch.equal(wider.state_dict()[name], weights[name])
+    larger = create_model(dataclasses.replace(CONFIG, image_size=128))
+    lines = start_from(larger, init).splitlines()
+    fresh = int(lines[0].split(", ")[1].split()[0])
+    assert 0 < fresh < len(larger.state_dict())
+    assert sum(int(line.split(": ")[1].split()[0]) for line in lines[1:]) == fresh
+    with pytest.raises(InputError, match="--init"):
+        start_from(create_model(CONFIG), train.Checkpoint(CONFIG, {"other": torch.zeros(1)}, "test"))
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of a swaying face with noise as sound, and a text that is no video."""
+    folder = tmp_path_factory.mktemp("clips é")
+    rng = np.random.default_rng(0)
+    soundfile.write(folder / "noise.wav", rng.normal(0, 0.1, 16000 * 2), 16000)
+
+    def frames() -> Iterator[np.ndarray]:
+        for k in range(30):
+            shift = np.array([[1, 0, -128 + 3 * np.sin(k / 3)], [0, 1, 2 * np.cos(k / 4)]])
+            yield cv2.warpAffine(data.astronaut(), shift, (256, 256))
+
+    with VideoWriter(str(folder / "one.mp4"), (256, 256), 25, audio_path=str(folder / "noise.wav")) as writer:
+        for frame in frames():
+            writer.write(frame)
+    (folder / "two.mp4").write_text("no video")
+    return folder
+
+
+def test_from_clips_to_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        f"--data={folder}", f"--out={tmp_path / 'run'}", "--batch_size=2", "--workers=1", "--device=cpu",
+        "--log_every=1", "--sheet_every=2", "--half=True", *MODEL_FLAGS,
+    ]  # fmt: skip
+    assert main([*command, "--steps=2"]) == 0
+    said = capsys.readouterr()
+    assert "left out" in said.err
+    assert "two.mp4" in said.err
+    assert main([*command, "--steps=3"]) == 0
+    assert "continues at step 2" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert len((run / "log.txt").read_text().splitlines()) == 3
+    sheet = cv2.imread(str(run / "sheet-0000002.png"))
+    assert sheet is not None
+    assert sheet.shape == (8 * 128, 4 * 128, 3)
+    checkpoint = load_checkpoint(str(run / "model.safetensors"))
+    assert checkpoint.config == CONFIG
+    assert not list(run.rglob("*.part"))
+    tuned = [*command[:1], f"--out={tmp_path / 'tuned'}", *command[2:7], "--steps=1"]
+    tuned += [f"--init={run / 'model.safetensors'}", "--audio_dim=96"]
+    assert main(tuned) == 0
+    assert "1 start fresh" in capsys.readouterr().out
+    assert load_checkpoint(str(tmp_path / "tuned" / "model.safetensors")).config.audio_dim == 96
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--steps=5"], "--data is missing"),
+        (["--data=x", "--out=y"], "either --steps or --minutes"),
+        (["--data=x", "--out=y", "--steps=1", "--minutes=1"], "either --steps or --minutes"),
+        (["--data=x", "--out=y", "--minutes=0"], "--minutes 0"),
+        (["--data=x", "--out=y", "--steps=1", "--augment=2"], "--augment 2.0"),
+        (["--data=nowhere", "--out={tmp}/run", "--steps=1"], "nowhere"),
+        (["--data={tmp}", "--out={tmp}/run", "--steps=1"], "no video in it"),
+        (["--data={tmp}", "--out={tmp}/run", "--steps=1", "--init=no.pt"], "--init no.pt"),
+        (["--data={tmp}", "--out={tmp}/run", "--steps=1", "--image_size=65"], "image_size is 65"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([flag.format(tmp=tmp_path) for flag in flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: error: ")
+    assert words in line
+
+
+def test_flags_of_the_network_are_kept_apart() -> None:
+    given, model_flags = parse_options(["--data", "x", "--out", "y", "--steps", "3", "--num_channels", "64"])
+    assert given.steps == 3
+    assert model_flags == {"num_channels": 64}
