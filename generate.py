@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
 from face_detection.api import DETECTORS, FaceAlignment
-from face_detection.tracks import FaceTrack, build_track, fixed_track
+from face_detection.tracks import FaceTrack, build_track, fixed_track, smooth_landmarks
 from guided_diffusion.dist_util import (
     DEVICES,
     ChunkStore,
@@ -69,12 +69,24 @@ from guided_diffusion.video_util import (
     open_video,
     ordered_frames,
 )
-from post_processing import Face, Stages, apply_stages, paste_crop
+from post_processing import (
+    Alpha,
+    Face,
+    LipAlpha,
+    Paste,
+    Stages,
+    apply_stages,
+    generated_alpha,
+    paste_through,
+    paste_whole,
+    sharpen,
+)
 
 VOXCELEB2_SIZE = 224
 ORDERS: tuple[str, ...] = typing.get_args(Order)
 REF_TYPES = ("gt", "first_frame", "random")
 INPUT_TYPES = ("gt", "first_frame")
+QUALITY_PRESETS = {"fast": "ddim10", "balanced": "ddim25", "high": "ddim50", "ultra": "ddim100"}
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
 # what stored tracks and samples look like; raise it when either changes
@@ -133,6 +145,14 @@ class Options:
     use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
     device: str = flag("auto", "where the network runs", "run", DEVICES)
 
+    blur_kernel_size: int = flag(
+        0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
+    )
+    sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output")
+    landmark_mask: bool = flag(False, "show the generated mouth only", "output")
+    mask_expansion: float = flag(1.2, "the mouth is shown up to (this - 1) of its width around the lips", "output")
+    adaptive_mask: bool = flag(False, "the margin around the lips grows as the mouth opens", "output")
+
     work_dir: str | None = flag(None, "keep tracks and samples here: continue after a kill, composite anew", "run")
     stats: str | None = flag(None, "write times, memory, versions and options to this JSON file", "run")
 
@@ -145,6 +165,8 @@ class Options:
             ("face_index", -1, 1000),
             ("face_hide_percentage", 0.01, 1),
             ("sampling_batch_size", 1, 1 << 14),
+            ("sharpening_strength", 0, 1),
+            ("mask_expansion", 1.01, 3),
         )
         check_options(self, ranges)
         if self.sampling_seed is not None and not 0 <= self.sampling_seed < 1 << 63:
@@ -153,6 +175,12 @@ class Options:
             raise InputError(
                 f"--sampling_use_gt_for_ref True contradicts --sampling_ref_type {self.sampling_ref_type}: drop one"
             )
+        if self.blur_kernel_size != 0 and not 3 <= self.blur_kernel_size <= 63:
+            raise InputError(f"--blur_kernel_size {self.blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending")
+        if self.landmark_mask and self.is_voxceleb2:
+            raise InputError("--landmark_mask True needs a detected face: give --is_voxceleb2 False")
+        if self.adaptive_mask and not self.landmark_mask:
+            raise InputError("--adaptive_mask True changes the mask of the lips: give --landmark_mask True too")
         if self.work_dir is not None and self.sampling_seed is None:
             raise InputError("--work_dir needs a seed, so that stored samples fit new ones: give --sampling_seed 7")
         if not self.model_path:
@@ -178,7 +206,10 @@ class Options:
 def create_argparser() -> argparse.ArgumentParser:
     """Flags of Options, then the network's (default: the checkpoint's), then upstream's with one supported value."""
     parser = FlagParser("generate.py", "Lip-sync a video to a speech file.")
-    add_flags(parser.add_argument_group("options"), Options)
+    group = parser.add_argument_group("options")
+    add_flags(group, Options)
+    presets = ", ".join(f"{name} {steps}" for name, steps in QUALITY_PRESETS.items())
+    add_flag(group, "quality_preset", str, "", f"--use_ddim True and --timestep_respacing in one word: {presets}")
     add_model_flags(parser, "the network's own, known from the checkpoint; given here, they must agree")
     group = parser.add_argument_group("accepted for upstream's scripts, with this value only")
     for name, value in FIXED_OPTIONS.items():
@@ -186,12 +217,28 @@ def create_argparser() -> argparse.ArgumentParser:
     return parser
 
 
+def resolve_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with those that --quality_preset stands for in its place; the rest of the program knows no preset.
+
+    :raises InputError: for an unknown preset, and for one beside --timestep_respacing.
+    """
+    flags = dict(given)
+    preset = flags.pop("quality_preset")
+    if not preset:
+        return flags
+    if preset not in QUALITY_PRESETS:
+        raise InputError(f"--quality_preset {preset}: choose from {', '.join(QUALITY_PRESETS)}")
+    if flags["timestep_respacing"]:
+        raise InputError(f"--quality_preset {preset} is {QUALITY_PRESETS[preset]}: drop it or --timestep_respacing")
+    return {**flags, "use_ddim": True, "timestep_respacing": QUALITY_PRESETS[preset]}
+
+
 def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
     """Options, and the network's flags that were given.
 
     :raises InputError: for flags or values that are not allowed.
     """
-    given = vars(create_argparser().parse_args(argv))
+    given = resolve_preset(vars(create_argparser().parse_args(argv)))
     names = {f.name for f in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in given.items() if name in names})
     return options, {name: value for name, value in given.items() if name not in names and value is not None}
@@ -372,7 +419,7 @@ def find_faces(clip: Clip, options: Options, detector: FaceAlignment | None, tim
 
     def detect(images: Sequence[np.ndarray]) -> list[Any]:
         with timings.measure("detect"):
-            return detector.detect(images)
+            return detector.detect(images, with_landmarks=options.landmark_mask)
 
     fitting = max(1, DETECTION_BATCH_BYTES // (video.width * video.height * 3))
     try:
@@ -502,11 +549,31 @@ class SecondPass:
 
 def build_stages(options: Options) -> Stages:
     """The enhancements that the options turn on, by name and in order; none without flags."""
-    del options
-    return []
+    stages: Stages = []
+    if options.sharpening_strength:
+        strength, hidden = options.sharpening_strength, options.face_hide_percentage
+        stages.append(("sharpen", partial(sharpen, sharpening_strength=strength, face_hide_percentage=hidden)))
+    return stages
 
 
-def pictures(second_pass: SecondPass, stages: Stages, timings: Timings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def build_paste(options: Options, image_size: int, detector: FaceAlignment | None) -> Paste:
+    """How a crop comes into its frame: whole as upstream, or through the mask that the options ask for."""
+    if not (options.blur_kernel_size or options.landmark_mask):
+        return paste_whole
+    alpha: Alpha = partial(
+        generated_alpha,
+        face_hide_percentage=options.face_hide_percentage,
+        blur_kernel_size=options.blur_kernel_size,
+        image_size=image_size,
+    )
+    if options.landmark_mask and detector is not None:
+        alpha = LipAlpha(options.mask_expansion, options.adaptive_mask, alpha, detector.get_lip_landmarks)
+    return partial(paste_through, alpha=alpha)
+
+
+def pictures(
+    second_pass: SecondPass, stages: Stages, timings: Timings, paste: Paste = paste_whole
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pass 2 up to the encoder: (source frame, result), each uint8 [H, W, 3], for every output frame."""
     for batch in second_pass.batches(0, second_pass.n_batches):
         for index, frame in batch.frames.items():
@@ -515,18 +582,18 @@ def pictures(second_pass: SecondPass, stages: Stages, timings: Timings) -> Itera
                 face = batch.faces[index]
                 crop = apply_stages(batch.samples[index], face, stages, timings.measure)
                 with timings.measure("paste"):
-                    picture = paste_crop(frame, crop, face.box)
+                    picture = paste(crop, face)
             yield frame, picture
 
 
-def write_result(job: Job, second_pass: SecondPass, stages: Stages, timings: Timings) -> None:
+def write_result(job: Job, second_pass: SecondPass, stages: Stages, paste: Paste, timings: Timings) -> None:
     """Encode pass 2's pictures with the soundtrack; the targets appear when they are complete."""
     video, options = second_pass.clip.video, second_pass.options
     open_writer = partial(VideoWriter, source=video, fps=video.fps, crf=options.crf, audio_path=job.audio_path)
     bar = partial(tqdm, total=second_pass.n_output, desc="frames", unit="frame", disable=None)
     with open_writer(job.out_path) as result, ExitStack() as stack:
         orig = stack.enter_context(open_writer(job.orig_path)) if options.save_orig else None
-        for frame, picture in bar(pictures(second_pass, stages, timings)):
+        for frame, picture in bar(pictures(second_pass, stages, timings, paste)):
             with timings.measure("encode"):
                 result.write(picture)
                 if orig:
@@ -593,6 +660,7 @@ def lip_sync(job: Job, clip: Clip, options: Options, tools: Tools) -> dict[str, 
             track.save(track_path)
     if ranks.rank == 0:
         ranks.barrier()
+    track = smooth_landmarks(track)
     second_pass = SecondPass(clip, track, options, tools.config, tools.sampler, store, timings)
     if ranks.size > 1:
         mine = np.array_split(np.arange(second_pass.n_batches), ranks.size)[ranks.rank]
@@ -602,7 +670,8 @@ def lip_sync(job: Job, clip: Clip, options: Options, tools: Tools) -> dict[str, 
         if ranks.rank > 0:
             return None
     stages = build_stages(options)
-    write_result(job, second_pass, stages, timings)
+    paste = build_paste(options, tools.config.image_size, tools.detector)
+    write_result(job, second_pass, stages, paste, timings)
     return report(job, second_pass.n_output, track, timings, stages)
 
 
@@ -618,7 +687,9 @@ def _work_files(job: Job, clip: Clip, options: Options, tools: Tools) -> tuple[P
     }
     sample_parts = {"track": track_parts, "audio": file_digest(job.audio_path), **tools.sampler_key}
     work_dir = Path(options.work_dir)
-    track_path = work_dir / f"track-{content_key(track_parts)}.npz"
+    # boxes, and so samples, are the same with landmarks and without
+    track_key = content_key({**track_parts, "landmarks": options.landmark_mask and options.face_detector != "dlib"})
+    track_path = work_dir / f"track-{track_key}.npz"
     return track_path, ChunkStore(work_dir / f"samples-{content_key(sample_parts)}")
 
 

@@ -1,5 +1,6 @@
 """What happens to a generated crop on its way into the frame, and how well the composite fits into it."""
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ import cv2
 import numpy as np
 import skimage.color
 
-from guided_diffusion.tfg_data_util import resize_crop
+from face_detection.api import LIP
+from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,245 @@ def paste_crop(frame: np.ndarray, crop: np.ndarray, box: tuple[int, int, int, in
     result = frame.copy()
     result[y1:y2, x1:x2] = resize_crop(crop, y2 - y1, x2 - x1)
     return result
+
+
+Paste = Callable[[np.ndarray, Face], np.ndarray]
+"""A crop uint8 [h, w, 3] after all stages and its face -> the face's frame with the crop in it."""
+
+Alpha = Callable[[np.ndarray, Face], np.ndarray]
+"""A crop uint8 [h, w, 3] at its box's size and its face -> how much of it shows, float32 [h, w] in [0, 1]."""
+
+
+def paste_whole(crop: np.ndarray, face: Face) -> np.ndarray:
+    """The plain `Paste`, as upstream."""
+    return paste_crop(face.frame, crop, face.box)
+
+
+def paste_through(crop: np.ndarray, face: Face, alpha: Alpha) -> np.ndarray:
+    """The blending `Paste`: what `alpha` lets through, at the frame's own resolution."""
+    y1, y2, x1, x2 = face.box
+    generated = resize_crop(crop, y2 - y1, x2 - x1)
+    return composite(face.frame, generated, face.box, alpha(generated, face))
+
+
+def composite(
+    frame: np.ndarray, crop: np.ndarray, box: tuple[int, int, int, int], alpha: np.ndarray
+) -> np.ndarray:
+    """A copy of the frame in which the crop shows through alpha, rounded; where alpha is 0 no bit changes.
+
+    :param frame: RGB uint8 [H, W, 3].
+    :param crop: RGB uint8 [h, w, 3] at the box's size.
+    :param box: (y1, y2, x1, x2), half open, in frame pixels.
+    :param alpha: float32 [h, w] in [0, 1].
+    """
+    result = frame.copy()
+    x, y, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
+    shown = slice(y, y + height), slice(x, x + width)
+    below = result[box[0] :, box[2] :][shown]
+    difference = cv2.subtract(crop[shown], below, dtype=cv2.CV_32F)
+    below[:] = np.rint(below + alpha[shown][..., None] * difference)
+    return result
+
+
+def generated_alpha(
+    crop: np.ndarray, face: Face, face_hide_percentage: float, blur_kernel_size: int, image_size: int
+) -> np.ndarray:
+    """The `Alpha` of what the network generated, feathered by `create_gradient_mask` at the box's size.
+
+    :param blur_kernel_size: in pixels of the network's crop, which is image_size wide and high; 0 feathers nothing.
+    """
+    del face
+    height, width = crop.shape[:2]
+    kernels = blur_kernel_size * height // image_size, blur_kernel_size * width // image_size
+    return create_gradient_mask(1, height, width, face_hide_percentage, kernels)[0, 0].numpy()
+
+
+# ------------------------------------------------------------------------------------------------------ lip masks
+
+HULL_GROWTH = 0.5
+"""Share of the margin around the lips that is fully shown; the rest is the soft edge."""
+
+
+def create_lip_mask(face_shape: tuple[int, ...], lip_landmarks: np.ndarray, expansion_factor: float) -> np.ndarray:
+    """A soft mask of the mouth, float32 [h, w] in [0, 1].
+
+    1 on the hull of the lips and a little around it, 0 from a margin of (expansion_factor - 1) mouth widths on, and a
+    smooth slope of the distance from the hull between the two.
+
+    :param face_shape: (h, w), or more, of the picture that the landmarks belong to.
+    :param lip_landmarks: float [..., 20, 2], (x, y) in its pixels: one mouth, or several that are covered together
+        with all between them. They may lie outside.
+    :param expansion_factor: above 1.
+    """
+    height, width = face_shape[:2]
+    margin = (expansion_factor - 1) * mouth_width(lip_landmarks)
+    points = lip_landmarks.reshape(-1, 2)
+    left, top = np.floor(points.min(axis=0) - margin).astype(int)
+    right, bottom = np.ceil(points.max(axis=0) + margin).astype(int) + 1
+    outside = np.ones((bottom - top, right - left), np.uint8)
+    hull = cv2.convexHull((points - (left, top)).astype(np.float32))
+    shift = 4  # binary digits after the point
+    cv2.fillConvexPoly(outside, np.rint(hull * (1 << shift)).astype(np.int32), 0, shift=shift)
+    distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    slope = ((margin - distance) / ((1 - HULL_GROWTH) * margin)).clip(0, 1)
+    slope *= slope * (3 - 2 * slope)
+    mask = np.zeros((height, width), np.float32)
+    y1, y2 = np.clip((top, bottom), 0, height)
+    x1, x2 = np.clip((left, right), 0, width)
+    mask[y1:y2, x1:x2] = slope[y1 - top : y2 - top, x1 - left : x2 - left]
+    return mask
+
+
+def mouth_width(lip_landmarks: np.ndarray) -> float:
+    """The distance of the mouth's corners (48 and 54 of 68), the largest of several mouths float [..., 20, 2]."""
+    return float(np.linalg.norm(lip_landmarks[..., 6, :] - lip_landmarks[..., 0, :], axis=-1).max())
+
+
+def calculate_mouth_opening(lip_landmarks: np.ndarray) -> float:
+    """The gap between the inner lips over the mouth's width, clamped to [0, 1].
+
+    `face_detection.lip_metrics.mouth_opening` is over the distance of the eyes: steadier, but not known from lips.
+
+    :param lip_landmarks: float [20, 2], (x, y), iBUG 48:68.
+    :return: 0 for a closed mouth (or one without any width), about 0.5 for an open one.
+    """
+    gap = float(np.linalg.norm(lip_landmarks[17:20].mean(axis=0) - lip_landmarks[13:16].mean(axis=0)))
+    width = mouth_width(lip_landmarks)
+    return min(gap / width, 1.0) if width > 0 else 0.0
+
+
+OPEN_GROWTH = 1.5
+"""By how many times itself the margin around the lips grows for an opening of 1."""
+
+
+def adaptive_mask_size(base_expansion: float, mouth_opening: float) -> float:
+    """The expansion factor for a mouth: the base for a closed one, a margin that grows with the opening.
+
+    :param base_expansion: at least 1.
+    :param mouth_opening: in [0, 1], see `calculate_mouth_opening`.
+    """
+    return 1 + (base_expansion - 1) * (1 + OPEN_GROWTH * mouth_opening)
+
+
+LipLandmarks = Callable[[np.ndarray], np.ndarray | None]
+"""A face crop RGB uint8 [h, w, 3] -> its lip landmarks float32 [20, 2] in its pixels (`get_lip_landmarks`)."""
+
+REMEMBERED = 2  # frames whose generated lips stay covered
+RELEASE = 0.85  # of an opening is left after a frame
+LARGEST_OPENING = 0.5  # of a mouth's width; four clips of speech have up to 0.49
+LOWERED = np.zeros((20, 1), np.float32)  # by how much of an opening's growth each point goes down: the corners by half
+LOWERED[[7, 8, 9, 10, 11, 17, 18, 19]] = 1
+LOWERED[[0, 6, 12, 16]] = 0.5
+PLAUSIBLE_SIZES = (0.5, 2.0)  # of a generated mouth's width over the source's
+PLAUSIBLE_SHIFT = 0.5  # of the source's mouth width, between the mouths' centres without the opening
+
+
+class LipAlpha:
+    """The `Alpha` of the mouth: the source's lips and the generated ones, so that neither an old lip stays visible
+    nor a generated one is cut off. It changes without lag and settles slowly: the generated lips of the last REMEMBERED
+    frames stay covered (at their place in the box), and an opening is let go by RELEASE a frame. Both are forgotten at
+    cuts and gaps.
+
+    :param expansion: margin around the lips, see `create_lip_mask`.
+    :param adaptive: the margin grows with the larger of the source's and the generated opening.
+    :param generated: what the network generated: nothing else is shown.
+    :param lip_landmarks: finds the generated lips. Where it finds none, or none that can be this mouth, the source's
+        lips are taken, opened as far as a mouth can.
+    """
+
+    def __init__(self, expansion: float, adaptive: bool, generated: Alpha, lip_landmarks: LipLandmarks) -> None:
+        self.expansion = expansion
+        self.adaptive = adaptive
+        self.generated = generated
+        self.lip_landmarks = lip_landmarks
+        self._last_index: int | None = None
+        self._recent: deque[np.ndarray] = deque(maxlen=1 + REMEMBERED)
+        self._opening = 0.0
+
+    def __call__(self, crop: np.ndarray, face: Face) -> np.ndarray:
+        assert face.landmarks is not None  # pass 1 finds them for this mask
+        if face.is_cut or self._last_index is None or face.index != self._last_index + 1:
+            self._recent.clear()
+            self._opening = 0.0
+        self._last_index = face.index
+        size = crop.shape[1::-1]
+        source = face.landmarks[LIP] - np.array([face.box[2], face.box[0]], np.float32)
+        generated = self.lip_landmarks(crop)
+        if generated is None or not _is_same_mouth(generated, source):
+            generated = _opened(source)
+        self._recent.append(generated / size)
+        opening = max(calculate_mouth_opening(source), calculate_mouth_opening(generated))
+        self._opening = max(opening, RELEASE * self._opening)
+        expansion = adaptive_mask_size(self.expansion, self._opening) if self.adaptive else self.expansion
+        mouths = np.stack([source, *(lips * size for lips in self._recent)])
+        return create_lip_mask(crop.shape, mouths, expansion) * self.generated(crop, face)
+
+
+def _is_same_mouth(lips: np.ndarray, source: np.ndarray) -> bool:
+    """Whether lips that were found can be those of the source, moved by speech: of its width, upper lip and place."""
+    width = mouth_width(source)
+    low, high = PLAUSIBLE_SIZES
+    shift = np.linalg.norm(lips[:7].mean(axis=0) - source[:7].mean(axis=0))
+    return bool(low * width <= mouth_width(lips) <= high * width and shift <= PLAUSIBLE_SHIFT * width)
+
+
+def _opened(lips: np.ndarray) -> np.ndarray:
+    """The lips with the lower one as far down as a mouth opens."""
+    across = lips[6] - lips[0]
+    down = np.array([-across[1], across[0]])  # its length is the mouth's width
+    return lips + max(0.0, LARGEST_OPENING - calculate_mouth_opening(lips)) * LOWERED * down
+
+
+# ----------------------------------------------------------------------------------------------------- sharpening
+
+RADIUS = 0.01  # of the face's width: about a pixel of a network of 128 px, which is what enlarging blurs over
+GAIN = 2.0  # at full strength
+FLAT = 8 / 255  # a neighbourhood with less contrast is noise and stays as it is, with twice as much it is sharpened
+OVERSHOOT = 0.02  # of full scale at full strength, beyond the neighbours
+
+
+def enhance_lip_detail(generated_face: np.ndarray, sharpening_strength: float) -> np.ndarray:
+    """Unsharp masking that makes neither halos nor noise.
+
+    The difference from a Gaussian blur is amplified where there is contrast to sharpen: noise in FLAT regions stays as
+    it is. No pixel leaves the range of its neighbours by more than OVERSHOOT * strength: edges become steeper, not
+    haloed.
+
+    :param generated_face: RGB float32 [h, w, 3] in [0, 1], of the box's width, with which the radius goes; all of the
+        face or a part of its height.
+    :param sharpening_strength: 0 (nothing changes) to 1.
+    :return: the same shape, dtype and range.
+    """
+    sigma = RADIUS * generated_face.shape[1]
+    radius = max(1, round(2 * sigma))
+    neighbours = np.ones((2 * radius + 1,) * 2, np.uint8)
+    low: np.ndarray = cv2.erode(generated_face, neighbours)
+    high: np.ndarray = cv2.dilate(generated_face, neighbours)
+    amount = high - low
+    amount *= 1 / FLAT
+    amount -= 1
+    np.clip(amount, 0, 1, out=amount)
+    amount *= GAIN * sharpening_strength
+    sharpened = generated_face - cv2.GaussianBlur(generated_face, (2 * radius + 1,) * 2, sigma)
+    sharpened *= amount
+    sharpened += generated_face
+    overshoot = OVERSHOOT * sharpening_strength
+    low -= overshoot
+    high += overshoot
+    np.clip(sharpened, low, high, out=sharpened)
+    return np.clip(sharpened, 0, 1, out=sharpened)
+
+
+def sharpen(crop: np.ndarray, face: Face, sharpening_strength: float, face_hide_percentage: float) -> np.ndarray:
+    """The `Stage`: the crop at its box's size, its generated lower part sharpened."""
+    y1, y2, x1, x2 = face.box
+    sharpened = resize_crop(crop, y2 - y1, x2 - x1)
+    top = int((y2 - y1) * (1 - face_hide_percentage))
+    sharpened[top:] = enhance_lip_detail(sharpened[top:], sharpening_strength)
+    return sharpened
+
+
+# ------------------------------------------------------------------------------------------ measures of a composite
 
 
 class Edge(NamedTuple):

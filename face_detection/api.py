@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +60,7 @@ class Detection:
     score: float
     """The detector's own confidence; comparable only between faces of the same detector."""
     landmarks: np.ndarray | None
-    """float32 [68, 2], (x, y) in image pixels, when the detector gives them for nothing (dlib), else None."""
+    """float32 [68, 2], (x, y) in image pixels; None unless asked for or given by the detector for nothing (dlib)."""
 
 
 class FaceAlignment:
@@ -83,12 +83,14 @@ class FaceAlignment:
         self._fitting_batch = batch_size
         self._backend = _Dlib() if face_detector == "dlib" else _Networks(face_detector, device)
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+    def detect(self, images: Sequence[np.ndarray], with_landmarks: bool = False) -> list[list[Detection]]:
         """All faces per image, best score first.
 
         :param images: RGB uint8 [H, W, 3], sizes may differ (only neighbours of equal size share a network call).
+        :param with_landmarks: find the landmarks also where the detector does not give them for nothing.
         :return: one list per image, empty where no face was found.
-        :raises InputError: a single image does not fit into the GPU's memory.
+        :raises InputError: a single image does not fit into the GPU's memory; the landmark network's weights are
+            wanted, absent and not downloadable.
         """
         found: list[list[Detection]] = []
         for _, group in groupby(images, key=lambda image: image.shape):
@@ -102,7 +104,17 @@ class FaceAlignment:
                     self._shrink_batch(len(batch), error)
                 else:
                     start += len(batch)
+        if with_landmarks:
+            found = [
+                [self._with_landmarks(image, face) for face in faces]
+                for image, faces in zip(images, found, strict=True)
+            ]
         return [sorted(faces, key=lambda face: -face.score) for faces in found]
+
+    def _with_landmarks(self, image: np.ndarray, face: Detection) -> Detection:
+        if face.landmarks is not None:
+            return face
+        return replace(face, landmarks=self._backend.landmarks(image, face.box))
 
     def _shrink_batch(self, failed: int, error: torch.cuda.OutOfMemoryError) -> None:
         if failed == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice, pairwise
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class FaceTrack:
     boxes: np.ndarray
     """int64 [F, 4], (y1, y2, x1, x2), half open, in frame pixels; rows of zeros where there is no face."""
     landmarks: np.ndarray | None
-    """float32 [F, 68, 2], (x, y) in frame pixels, NaN where there is no face; None when the detector gives none."""
+    """float32 [F, 68, 2], (x, y) in frame pixels, NaN where there is no face; None when they were not looked for."""
     has_face: np.ndarray
     """bool [F]."""
     is_interpolated: np.ndarray
@@ -170,6 +170,29 @@ def smooth_boxes(boxes: np.ndarray, window: int = 5) -> np.ndarray:
         # A negative start counts from the end: that is what upstream's slice does with fewer rows than `window`.
         smoothed[row] = np.mean(smoothed[start:][:window], axis=0)
     return smoothed
+
+
+LANDMARK_WINDOW = np.array([1, 4, 6, 4, 1]) / 16
+"""A binomial approximation of a Gaussian of one frame's width."""
+
+
+def smooth_landmarks(track: FaceTrack) -> FaceTrack:
+    """The track with steadier landmarks, the rest as it is: each is the weighted mean of two frames on either side.
+
+    The window is symmetric, so the landmarks do not lag; towards the ends of a run of frames of one shot it gets
+    shorter on both sides. Movement at a constant speed stays as it is. Not upstream's, which has no use for landmarks.
+    """
+    if track.landmarks is None:
+        return track
+    landmarks = track.landmarks.copy()
+    reach = len(LANDMARK_WINDOW) // 2
+    for run in _runs(track.has_face, track.is_cut):
+        for position, frame in enumerate(run):
+            side = min(reach, position, len(run) - 1 - position)
+            weights = LANDMARK_WINDOW[reach - side : reach + side + 1]
+            window = track.landmarks[frame - side : frame + side + 1]
+            landmarks[frame] = np.tensordot(weights / weights.sum(), window, axes=1)
+    return replace(track, landmarks=landmarks)
 
 
 class CutDetector:

@@ -3,6 +3,8 @@
 sampling  seconds per image and step at the paper's size (random weights): a plain loop that encodes the audio anew at
           every step in NCHW, against the sampler of generate.py; and the largest difference of their samples
 media     milliseconds per frame for decoding, face detection, pasting and encoding
+composite milliseconds per 590 x 590 frame for pasting, blending, sharpening, lip masks and their landmarks, as shares
+          of the time that sampling a frame takes at the paper's size and in 25 steps
 memory    peak resident size of a whole run with a stub for the sampler, for 6 s and for 60 s of the same clip
 """
 
@@ -41,9 +43,9 @@ from guided_diffusion.script_util import (  # noqa: E402
 from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch  # noqa: E402
 from guided_diffusion.unet import TFGModel  # noqa: E402
 from guided_diffusion.video_util import VideoWriter, open_video  # noqa: E402
-from post_processing import paste_crop  # noqa: E402
+from post_processing import Face, LipAlpha, generated_alpha, paste_crop, paste_through, paste_whole, sharpen  # noqa: E402
 
-PARTS = ("sampling", "media", "memory")
+PARTS = ("sampling", "media", "composite", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
 SECONDS = (6, 60)
 
@@ -65,6 +67,8 @@ def main() -> int:
     print(", ".join(f"{name} {version}" for name, version in versions().items()), f"{torch.get_num_threads()} threads")
     if "sampling" in arguments.parts:
         benchmark_sampling(arguments.batch, arguments.respacing, arguments.rounds)
+    if "composite" in arguments.parts:
+        benchmark_composite(arguments.batch)
     with tempfile.TemporaryDirectory() as folder:
         if {"media", "memory"} & set(arguments.parts):
             frames = list(islice(open_video(arguments.video, FPS).frames(), 150)) if arguments.video else portrait()
@@ -79,26 +83,40 @@ def main() -> int:
 
 
 def benchmark_sampling(n: int, respacing: str, rounds: int) -> None:
-    torch.manual_seed(0)
-    config = ModelConfig()
-    plain_model = random_weights(create_model(config)).eval()
-    our_model = load_model(Checkpoint(config, plain_model.state_dict(), "benchmark"), "cpu")
-    diffusion = create_gaussian_diffusion(config, respacing)
-    rng = np.random.default_rng(0)
-    size = config.image_size
-    crops = list(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
-    mels = rng.uniform(-4, 4, (n, config.audio_dim, 16)).astype(np.float32)
-    batch = tfg_process_batch(crops, crops, mels, sampling_noise(n, size, 7), 0.5)
+    plain_model, our_model, batch = paper_sized(n)
+    diffusion = create_gaussian_diffusion(ModelConfig(), respacing)
     loops = {
         "plain loop": partial(plain_loop, plain_model, diffusion, batch),
         "generate.py": partial(our_loop, our_model, diffusion, batch),
     }
     seconds, samples = alternate(loops, rounds)
+    size = ModelConfig().image_size
     print(f"\nsampling, {size} px, {n} images, {diffusion.num_timesteps} steps, median of {rounds}")
     for name, took in seconds.items():
         print(f"  {name}: {took / n / diffusion.num_timesteps:.3f} s per image and step")
     difference = (samples["plain loop"] - samples["generate.py"]).abs().max()
     print(f"  plain / ours: {seconds['plain loop'] / seconds['generate.py']:.2f}; largest difference {difference:.1e}")
+
+
+def paper_sized(n: int) -> tuple[TFGModel, TFGModel, dict[str, Tensor]]:
+    """A random network as it is, the same as generate.py loads it, and a batch of n images for both."""
+    torch.manual_seed(0)
+    config = ModelConfig()
+    plain_model = random_weights(create_model(config)).eval()
+    our_model = load_model(Checkpoint(config, plain_model.state_dict(), "benchmark"), "cpu")
+    rng = np.random.default_rng(0)
+    size = config.image_size
+    crops = list(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
+    mels = rng.uniform(-4, 4, (n, config.audio_dim, 16)).astype(np.float32)
+    return plain_model, our_model, tfg_process_batch(crops, crops, mels, sampling_noise(n, size, 7), 0.5)
+
+
+def seconds_per_image(n: int) -> float:
+    """Of one sampling step in generate.py, in a batch of n images."""
+    _, model, batch = paper_sized(n)
+    diffusion = create_gaussian_diffusion(ModelConfig(), "ddim2")
+    our_loop(model, diffusion, batch)
+    return timed(lambda: our_loop(model, diffusion, batch)) / n / diffusion.num_timesteps
 
 
 def random_weights(model: TFGModel) -> TFGModel:
@@ -183,6 +201,45 @@ def write(path: str, frames: Sequence[np.ndarray] | Iterator[np.ndarray]) -> Non
         writer.write(first)
         for frame in frames:
             writer.write(frame)
+
+
+# -------------------------------------------------------------------------------------------------------- composite
+
+
+def benchmark_composite(n: int) -> None:
+    """NASA's portrait, enlarged until its face is 330 px high, with a crop of the paper's size and dlib's landmarks."""
+    import cv2
+    from skimage import data
+
+    frame = np.ascontiguousarray(cv2.resize(data.astronaut(), (1300, 1300))[:590, 280:870])
+    detector = FaceAlignment("dlib")
+    (detection, *_), = detector.detect([frame])
+    x1, y1, x2, y2 = (int(v) for v in detection.box)
+    size = ModelConfig().image_size
+    crop = cv2.resize(frame[y1:y2, x1:x2], (size, size))
+    face = Face(0, frame, (y1, y2, x1, x2), detection.landmarks, False, crop)
+    at_box = cv2.resize(crop, (x2 - x1, y2 - y1))
+    lips = detector.get_lip_landmarks(at_box)
+    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15, image_size=size)
+    mask = LipAlpha(1.2, True, generated, lambda _crop: lips)
+    picture = crop.astype(np.float32) / 255
+    ms = {
+        "plain paste": milliseconds(lambda: paste_whole(crop, face)),
+        "blending (with the paste)": milliseconds(lambda: paste_through(crop, face, generated)),
+        "sharpening": milliseconds(lambda: sharpen(picture, face, 0.5, 0.5)),
+        "lip mask alone": milliseconds(lambda: mask(at_box, face)) - milliseconds(lambda: generated(at_box, face)),
+        "landmarks of a generated crop (dlib)": milliseconds(lambda: detector.get_lip_landmarks(at_box)),
+    }
+    sampling = 1000 * 25 * seconds_per_image(n)
+    print(f"\ncomposite, 590 x 590, box {x2 - x1} x {y2 - y1}, crop {size} px; sampling: {sampling:.0f} ms per frame")
+    for name, value in ms.items():
+        print(f"  {name}: {value:.2f} ms per frame, {100 * value / sampling:.3f} % of sampling")
+
+
+def milliseconds(function: Callable[[], object], calls: int = 30) -> float:
+    """The median of so many calls, after one that warms up."""
+    function()
+    return 1000 * statistics.median(timed(function) for _ in range(calls))
 
 
 # ----------------------------------------------------------------------------------------------------------- memory

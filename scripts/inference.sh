@@ -29,8 +29,13 @@ if [ "$NUM_GPUS" -gt 1 ]; then
 else
   launch=("$PYTHON")
 fi
+# the paper's 25 steps, unless the caller names a preset; a --timestep_respacing of theirs comes later and counts
+steps=(--timestep_respacing ddim25)
+for argument in "$@"; do
+  case $argument in --quality_preset | --quality_preset=*) steps=() ;; esac
+done
 exec "${launch[@]}" "$root/generate.py" \
   --generate_from_filelist True --test_video_dir "$real_video_root" --filelist "$filelist" \
   --model_path "$model_path" --sample_path "$sample_path" "${mode[@]}" \
-  --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 4 \
+  --sampling_seed 7 --use_ddim True ${steps[@]+"${steps[@]}"} --sampling_batch_size 4 \
   --save_orig False --is_voxceleb2 False "$@"

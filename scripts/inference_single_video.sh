@@ -12,7 +12,12 @@ audio_path=${audio_path:-test_videos/audio.wav}
 out_path=${out_path:-output_dir/result.mp4}
 model_path=${model_path:-checkpoints/checkpoint.pt}
 
+# the paper's 25 steps, unless the caller names a preset; a --timestep_respacing of theirs comes later and counts
+steps=(--timestep_respacing ddim25)
+for argument in "$@"; do
+  case $argument in --quality_preset | --quality_preset=*) steps=() ;; esac
+done
 exec "$PYTHON" "$root/generate.py" \
   --video_path "$video_path" --audio_path "$audio_path" --out_path "$out_path" --model_path "$model_path" \
-  --sampling_seed 7 --use_ddim True --timestep_respacing ddim25 --sampling_batch_size 4 \
+  --sampling_seed 7 --use_ddim True ${steps[@]+"${steps[@]}"} --sampling_batch_size 4 \
   --save_orig False --is_voxceleb2 False "$@"

@@ -59,3 +59,15 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("speech") / "some words.wav"
     soundfile.write(path, burst, 22050)
     return path
+
+
+def mouth(x: float = 50, y: float = 60, width: float = 30, opening: float = 0.2) -> np.ndarray:
+    """Lip landmarks float32 [20, 2]: outer lips of the width, inner ones 2/3 as wide with a gap of `opening` widths."""
+    half, gap = width / 2, opening * width
+    upper = [(x + half * t, y - gap / 2 - 0.15 * width * (1 - t * t)) for t in np.linspace(-1, 1, 7)]
+    lower = [(x + half * t, y + gap / 2 + 0.15 * width * (1 - t * t)) for t in np.linspace(1, -1, 7)[1:-1]]
+    inner_upper = [(x + half * t, y - gap / 2) for t in np.linspace(-2 / 3, 2 / 3, 5)]
+    inner_lower = [(x + half * t, y + gap / 2) for t in np.linspace(2 / 3, -2 / 3, 5)[1:-1]]
+    points = np.array([*upper, *lower, *inner_upper, *inner_lower], np.float32)
+    points[[0, 6], 1] = y
+    return points

@@ -290,6 +290,10 @@ def test_landmark_network_gets_the_given_box(image: np.ndarray, monkeypatch: pyt
     assert lips is not None
     assert lips.shape == (20, 2)
     assert lips[-1].tolist() == [64, 48]
+    ((plain,),), ((marked,),) = aligner.detect([image]), aligner.detect([image], with_landmarks=True)
+    assert plain.landmarks is None
+    assert marked.landmarks is not None
+    assert (marked.box, marked.score, marked.landmarks[-1].tolist()) == (plain.box, plain.score, [9, 9])
 
 
 def replace_sfd(fake: type, monkeypatch: pytest.MonkeyPatch) -> None:

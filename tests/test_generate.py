@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_video
+from conftest import mouth, write_video
 from fill import fill_
 
 import generate
@@ -26,6 +26,7 @@ from generate import DiffusionSampler, Options, SecondPass, create_argparser, ma
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import Timings
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
+from post_processing import paste_whole
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -134,7 +135,44 @@ def test_frames_without_a_face_pass_through(small_config: dict, monkeypatch: pyt
 
 
 def test_no_flag_no_stage() -> None:
-    assert generate.build_stages(Options(video_path="v", audio_path="a", model_path="m")) == []
+    options = Options(video_path="v", audio_path="a", model_path="m")
+    assert generate.build_stages(options) == []
+    assert generate.build_paste(options, 64, None) is paste_whole
+
+
+@dataclass(frozen=True)
+class FakeDetector:
+    """Finds the same lips, in shares of the crop, in any."""
+
+    lips: np.ndarray
+
+    def get_lip_landmarks(self, face_crop: np.ndarray) -> np.ndarray:
+        return self.lips * face_crop.shape[1::-1]
+
+
+def test_blending_leaves_the_frame_outside_its_mask(small_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before encoding: the upper face always, and with a lip mask all but the mouth."""
+    second_pass, golden = golden_pass(small_config, monkeypatch)
+    second_pass.sampler = lambda crops, *_: np.zeros((len(crops), 64, 64, 3), np.uint8)
+    lips = mouth(0.5, 0.75, width=0.3)
+    landmarks = np.zeros((len(golden["frames"]), 68, 2), np.float32)
+    for source, (y1, y2, x1, x2) in enumerate(second_pass.track.boxes):
+        landmarks[source, 48:] = (x1, y1) + lips * (x2 - x1, y2 - y1)
+    second_pass.track = replace(second_pass.track, landmarks=landmarks)
+    base = second_pass.options
+    for flags, left, right, top in (
+        ({"blur_kernel_size": 10}, 0, 1, 0.5),
+        ({"landmark_mask": True}, 0.28, 0.72, 0.6),
+        ({"landmark_mask": True, "blur_kernel_size": 10, "adaptive_mask": True}, 0.26, 0.74, 0.58),
+    ):
+        paste = generate.build_paste(replace(base, **flags), 64, FakeDetector(lips))  # type: ignore[arg-type]
+        for index, (source, picture) in enumerate(pictures(second_pass, [], Timings(), paste)):
+            y1, y2, x1, x2 = second_pass.track.boxes[index]
+            changed = (picture != source).any(axis=2)
+            rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+            assert y1 + int(top * (y2 - y1)) <= rows.min() < rows.max() < y2
+            assert x1 + int(left * (x2 - x1)) <= columns.min() < columns.max() < x1 + right * (x2 - x1)
+            assert (picture[y1 + int(0.75 * (y2 - y1)), (x1 + x2) // 2] == 0).all()
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -209,6 +247,15 @@ def test_booleans(text: str) -> None:
         (["--crf", "52"], "from 0 to 51"),
         (["--pads", "0,0,0"], "four whole numbers"),
         (["--sampling_batch_size", "0"], "from 1"),
+        (["--blur_kernel_size", "2"], "give 3 to 63 pixels, or 0"),
+        (["--blur_kernel_size", "64"], "give 3 to 63 pixels, or 0"),
+        (["--sharpening_strength", "1.5"], "from 0 to 1"),
+        (["--sharpening_strength", "nan"], "from 0 to 1"),
+        (["--mask_expansion", "1"], "from 1.01 to 3"),
+        (["--landmark_mask", "True"], "give --is_voxceleb2 False"),
+        (["--adaptive_mask", "True"], "give --landmark_mask True"),
+        (["--timestep_respacing", "", "--quality_preset", "best"], "choose from fast, balanced, high, ultra"),
+        (["--quality_preset", "fast"], "--quality_preset fast is ddim10: drop it or --timestep_respacing"),
         (["--timestep_respacing", "ddim999"], "ddim999"),
         (["--image_size", "128"], "--image_size 128 contradicts the configuration in"),
         (["--class_cond", "True"], "class_cond is True; only False is supported"),
@@ -231,6 +278,15 @@ def test_bad_input_is_one_line_and_status_2(
     assert lines[0].startswith("generate.py: error: ")
     assert words in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("preset", "steps"), [("fast", 10), ("balanced", 25), ("high", 50), ("ultra", 100)])
+def test_a_preset_is_the_flags_that_it_stands_for(preset: str, steps: int) -> None:
+    """So that stored samples of one serve the other."""
+    paths = ["--video_path=v", "--audio_path=a", "--model_path=m"]
+    named, _ = parse_options([*paths, "--quality_preset", preset])
+    assert named == parse_options([*paths, "--use_ddim", "True", "--timestep_respacing", f"ddim{steps}"])[0]
+    assert parse_options([*paths, "--quality_preset", ""])[0] == parse_options(paths)[0]
 
 
 def test_a_video_without_a_face(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,6 +439,10 @@ def test_stored_samples_are_composited_again(
     assert sampled == [0, 1, 2]
     result_of(stored, "--crf", "30")
     assert sampled == [0, 1, 2]
+    blended = result_of(stored, "--blur_kernel_size", "10", "--sharpening_strength", "0.5")
+    assert sampled == [0, 1, 2]
+    assert np.abs(blended.astype(int) - plain).max() > 10
+    np.testing.assert_array_equal(result_of(stored), plain)
     # a lost batch is made again, alone
     (lost,) = (tmp_path / "work").glob("samples-*/000001.npy")
     lost.unlink()
@@ -455,6 +515,33 @@ def test_command_line_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: P
     # the face lies at rows 60-190, columns 170-275
     assert 40 < rows.min() < rows.max() < 210
     assert 150 < columns.min() < columns.max() < 300
+
+
+def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """With everything on, compositing anew from stored samples: what changes is the mouth."""
+    from skimage import data
+
+    clip = write_video(tmp_path / "astronaut.mp4", np.stack([data.astronaut()] * 6), crf=0)
+    flags = [
+        "--video_path", str(clip), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
+        str(tmp_path / "out.mp4"), "--is_voxceleb2", "False", "--face_detector", "dlib", "--quality_preset", "fast",
+        "--sampling_seed", "7", "--crf", "0", "--work_dir", str(tmp_path / "work"),
+        "--blur_kernel_size", "10", "--sharpening_strength", "0.5",
+    ]  # fmt: skip
+    changes = []
+    for more in ([], ["--landmark_mask", "True"], ["--landmark_mask", "True", "--adaptive_mask", "True"]):
+        result = result_of([*flags, *more]).astype(int)
+        changed = np.abs(result - decoded(tmp_path / "out_orig.mp4")).max(axis=(0, 3)) > 0
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        changes.append((changed.sum(), rows.min(), rows.max(), columns.min(), columns.max()))
+    (whole, top, bottom, left, right), *of_lips = changes
+    assert 120 < top < bottom < 190
+    for size, its_top, its_bottom, its_left, its_right in of_lips:
+        assert size < 0.7 * whole
+        assert top <= its_top < its_bottom < bottom
+        assert left < its_left < its_right < right
+    assert of_lips[0][0] < of_lips[1][0]
+    assert len(list((tmp_path / "work").glob("samples-*"))) == 1
 
 
 def test_input_errors_are_of_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,27 +2,43 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import mouth
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from face_detection.api import LIP
+from guided_diffusion.tfg_data_util import create_gradient_mask
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import (
+    LARGEST_OPENING,
     Face,
+    LipAlpha,
     Stages,
+    adaptive_mask_size,
     apply_stages,
     box_contour,
+    calculate_mouth_opening,
+    composite,
+    create_lip_mask,
+    enhance_lip_detail,
+    generated_alpha,
     lip_sharpness,
     mask_contour,
     outside_difference,
     paste_crop,
+    paste_through,
     ring_delta_e,
     seam_ratio,
+    sharpen,
 )
 
 
@@ -107,6 +123,258 @@ def test_paste_touches_the_box_only(y: int, height: int, x: int, width: int, sid
     expected = np.zeros((40, 50), bool)
     expected[y : y + height, x : x + width] = True
     np.testing.assert_array_equal(changed, expected)
+
+
+# --- blending
+
+
+@given(st.integers(0, 20), st.integers(0, 30), st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+@settings(deadline=None)
+def test_composite_mixes_rounds_and_touches_no_pixel_without_alpha(
+    y: int, x: int, height: int, width: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    crop = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    alpha = rng.choice([0, 0, 0.25, 0.6, 1], (height, width)).astype(np.float32)
+    given_frame, given_crop, given_alpha = frame.copy(), crop.copy(), alpha.copy()
+    box = (y, y + height, x, x + width)
+    result = composite(frame, crop, box, alpha)
+    for value, before in ((frame, given_frame), (crop, given_crop), (alpha, given_alpha)):
+        np.testing.assert_array_equal(value, before)
+    expected = frame.astype(np.float64)
+    expected[y : y + height, x : x + width] += alpha[..., None] * (crop - expected[y : y + height, x : x + width])
+    assert result.dtype == np.uint8
+    assert np.abs(result - expected).max() <= 0.5 + 1e-4
+    through = np.zeros((40, 50), bool)
+    through[y : y + height, x : x + width] = alpha > 0
+    np.testing.assert_array_equal(result[~through], frame[~through])
+    through[y : y + height, x : x + width] = alpha == 1
+    np.testing.assert_array_equal(result[through], crop[alpha == 1])
+
+
+def with_box(box: tuple[int, int, int, int], landmarks: np.ndarray | None = None, index: int = 0) -> Face:
+    frame = np.full((200, 200, 3), 50, np.uint8)
+    return Face(index, frame, box, landmarks, False, np.zeros((64, 64, 3), np.uint8))
+
+
+def test_blending_shows_the_generated_part_with_a_kernel_scaled_to_the_box() -> None:
+    """The kernel of 5 px at 64 px is one of 11 rows and 7 columns in a box of 140 x 100: odd, and from 10.9 and 7.8."""
+    face = with_box((20, 160, 30, 130))
+    crop = np.full((64, 64, 3), 250, np.uint8)
+    result = paste_through(crop, face, lambda crop, face: generated_alpha(crop, face, 0.5, 5, 64))
+    alpha = create_gradient_mask(1, 140, 100, 0.5, (11, 7))[0, 0].numpy()
+    np.testing.assert_allclose(result[20:160, 30:130, 1], 50 + 200 * alpha, atol=0.51)
+    assert (result[:90] == 50).all()
+    assert (result[102:148, 37:122] == 250).all()
+
+
+def test_blending_removes_the_seams_of_a_paste() -> None:
+    rng = np.random.default_rng(0)
+    frame = cv2.GaussianBlur(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8), (0, 0), 2)
+    face = replace(with_box((20, 180, 30, 170)), frame=frame)
+    crop = cv2.resize(frame[20:180, 30:170], (64, 64))
+    crop[32:] = np.minimum(crop[32:], 225) + 30
+    for contour in (mask_contour(face.box), box_contour(face.box)):
+        source = seam_ratio(frame, contour)
+        plain = seam_ratio(paste_crop(frame, crop, face.box), contour) / source
+        blended = paste_through(crop, face, lambda crop, face: generated_alpha(crop, face, 0.5, 15, 64))
+        assert abs(seam_ratio(blended, contour) / source - 1) < 0.4 * abs(plain - 1)
+
+
+# --- lip masks
+
+
+def hull_distance(lips: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Distance of each pixel from the lips' hull, 0 inside."""
+    hull = cv2.convexHull(lips.reshape(-1, 2))
+    return np.array([[max(0, -cv2.pointPolygonTest(hull, (x, y), True)) for x in range(width)] for y in range(height)])
+
+
+@given(
+    st.floats(-60, 160), st.floats(-60, 160), st.floats(2, 60), st.floats(0, 1), st.floats(1.01, 3),
+    st.integers(1, 100), st.integers(1, 100),
+)  # fmt: skip
+@settings(deadline=None)
+def test_lip_mask_of_any_mouth(
+    x: float, y: float, size: float, opening: float, expansion: float, height: int, width: int
+) -> None:
+    """Outside the picture, too: a mouth there is no error."""
+    lips = mouth(x, y, size, opening)
+    before = lips.copy()
+    mask = create_lip_mask((height, width, 3), lips, expansion)
+    np.testing.assert_array_equal(lips, before)
+    assert (mask.shape, mask.dtype) == ((height, width), np.float32)
+    assert 0 <= mask.min() <= mask.max() <= 1
+
+
+@pytest.mark.parametrize("expansion", [1.1, 1.2, 2.0])
+def test_lip_mask_is_1_on_the_lips_and_0_beyond_the_margin(expansion: float) -> None:
+    lips = mouth()
+    mask, distance = create_lip_mask((100, 100), lips, expansion), hull_distance(lips, 100, 100)
+    margin = (expansion - 1) * 30
+    assert (mask[distance == 0] == 1).all()
+    assert (mask[distance > margin + 1] == 0).all()
+    assert mask[distance > 0.8 * margin + 1].max() < 0.5
+    assert (mask[distance < 0.8 * margin - 1] > 0).all()
+    steps = max(np.abs(np.diff(mask, axis=axis)).max() for axis in (0, 1))
+    assert steps < 2.2 * 1.5 / margin + 0.05
+
+
+def test_lip_mask_covers_several_mouths_with_all_between_them() -> None:
+    both = np.stack([mouth(y=40, opening=0), mouth(y=60, opening=0.6)])
+    mask = create_lip_mask((100, 100), both, 1.2)
+    assert (mask[hull_distance(both, 100, 100) == 0] == 1).all()
+    np.testing.assert_array_equal(mask, create_lip_mask((100, 100), both[::-1], 1.2))
+
+
+def test_opening_is_the_inner_gap_over_the_mouths_width() -> None:
+    """At any size and place. The sketch in the plan took one point for the lower lip, and pixels for a ratio."""
+    for opening in (0, 0.1, 0.5, 1):
+        for size in (5, 80):
+            assert calculate_mouth_opening(mouth(7, -3, size, opening)) == pytest.approx(opening, abs=1e-4)
+    assert calculate_mouth_opening(mouth(opening=3)) == 1
+    assert calculate_mouth_opening(np.zeros((20, 2), np.float32)) == 0
+
+
+@given(st.floats(1.01, 3), st.floats(0, 1), st.floats(0, 1))
+def test_mask_size_grows_from_the_base_with_the_opening(base: float, one: float, other: float) -> None:
+    assert adaptive_mask_size(base, 0) == pytest.approx(base)
+    less, more = sorted((one, other))
+    assert base <= adaptive_mask_size(base, less) + 1e-9
+    assert adaptive_mask_size(base, less) <= adaptive_mask_size(base, more)
+
+
+BOX_OF_LIPS = (40, 140, 60, 160)
+
+
+def lip_alpha(*generated: np.ndarray | None, adaptive: bool = False) -> LipAlpha:
+    """One that finds these generated lips, one after the other, and may show the lower half."""
+    found = iter(generated)
+    return LipAlpha(
+        1.2, adaptive, lambda crop, face: generated_alpha(crop, face, 0.5, 0, 64), lambda _crop: next(found)
+    )
+
+
+def face_with(lips: np.ndarray, index: int = 0, is_cut: bool = False) -> Face:
+    """Its lips are given in the box's pixels."""
+    landmarks = np.zeros((68, 2), np.float32)
+    landmarks[LIP] = lips + np.array([BOX_OF_LIPS[2], BOX_OF_LIPS[0]])
+    return replace(with_box(BOX_OF_LIPS, landmarks, index), is_cut=is_cut)
+
+
+CROP = np.zeros((100, 100, 3), np.uint8)
+CLOSED, OPEN = mouth(y=70, opening=0.02), mouth(y=75, opening=0.5)
+
+
+def test_lip_alpha_covers_the_old_lips_and_the_new_ones() -> None:
+    for source, generated in ((CLOSED, OPEN), (OPEN, CLOSED)):
+        alpha = lip_alpha(generated)(CROP, face_with(source))
+        covered = hull_distance(np.stack([source, generated]), 100, 100) == 0
+        assert (alpha[covered] == 1).all()
+        np.testing.assert_array_equal(alpha, create_lip_mask((100, 100), np.stack([source, generated]), 1.2))
+
+
+def test_lip_alpha_shows_nothing_that_was_not_generated() -> None:
+    high = mouth(y=52, opening=0.2)
+    alpha = lip_alpha(high)(CROP, face_with(high))
+    assert create_lip_mask((100, 100), high, 1.2)[:50].max() == 1
+    assert (alpha[:50] == 0).all()
+    assert alpha[50:].max() == 1
+
+
+def test_lip_alpha_grows_at_once_and_settles_after_two_frames() -> None:
+    of_lips = lip_alpha(CLOSED, OPEN, CLOSED, CLOSED, CLOSED)
+    sizes = [of_lips(CROP, face_with(CLOSED, index)).sum() for index in range(5)]
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3] > sizes[4] == sizes[0]
+
+
+def test_lip_alpha_adapts_at_once_and_lets_go_slowly() -> None:
+    of_lips = lip_alpha(CLOSED, OPEN, *[CLOSED] * 40, adaptive=True)
+    sizes = [of_lips(CROP, face_with(CLOSED, index)).sum() for index in range(42)]
+    fixed = lip_alpha(CLOSED, OPEN)
+    assert sizes[0] == pytest.approx(fixed(CROP, face_with(CLOSED)).sum(), rel=0.03)
+    assert sizes[1] > 1.2 * fixed(CROP, face_with(CLOSED, 1)).sum()
+    assert all(before >= after for before, after in pairwise(sizes[1:]))
+    assert sizes[4] > sizes[5] > sizes[6] > sizes[0]
+    assert sizes[-1] == pytest.approx(sizes[0], rel=0.01)
+
+
+@pytest.mark.parametrize(("index", "is_cut"), [(1, True), (3, False)])
+def test_lip_alpha_forgets_at_cuts_and_gaps(index: int, is_cut: bool) -> None:
+    for adaptive in (False, True):
+        of_lips = lip_alpha(OPEN, CLOSED, adaptive=adaptive)
+        of_lips(CROP, face_with(OPEN))
+        new = of_lips(CROP, face_with(CLOSED, index, is_cut))
+        np.testing.assert_allclose(new, lip_alpha(CLOSED, adaptive=adaptive)(CROP, face_with(CLOSED)), atol=1e-6)
+
+
+@pytest.mark.parametrize("found", [None, mouth(20, 20), mouth(y=70, width=90), np.zeros((20, 2), np.float32)])
+def test_lips_that_are_not_found_may_be_anywhere_a_mouth_opens(found: np.ndarray | None) -> None:
+    alpha = lip_alpha(found)(CROP, face_with(CLOSED))
+    widest = mouth(y=70 + 15 * (LARGEST_OPENING - 0.02), opening=LARGEST_OPENING)
+    assert (alpha[hull_distance(np.stack([CLOSED, widest]), 100, 100) == 0] == 1).all()
+
+
+# --- sharpening
+
+pictures_in_range = arrays(np.float32, (24, 20, 3), elements=st.floats(0, 1, width=32))
+
+
+@given(pictures_in_range, st.floats(0, 1))
+@settings(deadline=None)
+def test_sharpening_keeps_range_shape_and_its_argument(picture: np.ndarray, strength: float) -> None:
+    before = picture.copy()
+    result = enhance_lip_detail(picture, strength)
+    np.testing.assert_array_equal(picture, before)
+    assert (result.shape, result.dtype) == (picture.shape, np.float32)
+    assert 0 <= result.min() <= result.max() <= 1
+    np.testing.assert_array_equal(enhance_lip_detail(picture, 0), picture)
+
+
+def edge(blur: float, size: int = 260) -> np.ndarray:
+    """A step from 0.3 to 0.7, blurred."""
+    picture = np.full((size, size, 3), 0.3, np.float32)
+    picture[:, size // 2 :] = 0.7
+    return cv2.GaussianBlur(picture, (0, 0), blur) if blur else picture
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("blur", [0, 2, 4])
+def test_sharpening_steepens_an_edge_without_a_halo(blur: float, strength: float) -> None:
+    """At full strength, unlimited, the overshoot would be 0.1 to 0.4."""
+    before, after = edge(blur), enhance_lip_detail(edge(blur), strength)
+    assert 0.3 - after.min() <= 0.02 * strength + 1e-6
+    assert after.max() - 0.7 <= 0.02 * strength + 1e-6
+    steepness = [float(np.diff(picture[130, :, 0]).max()) for picture in (before, after)]
+    assert steepness[1] > (1 + 0.15 * strength) * steepness[0] or blur == 0
+
+
+def test_sharpening_leaves_the_noise_of_flat_regions() -> None:
+    flat = (0.5 + np.random.default_rng(0).normal(0, 1.2 / 255, (200, 200, 3))).astype(np.float32)
+    assert enhance_lip_detail(flat, 1.0).std() < 1.05 * flat.std()
+
+
+def test_sharpening_radius_goes_with_the_face() -> None:
+    """Enlarged twice, the same picture is sharpened to the same values."""
+    small = edge(2)
+    large = cv2.resize(small, (520, 520))
+    np.testing.assert_allclose(
+        cv2.resize(enhance_lip_detail(large, 0.5), (260, 260)), enhance_lip_detail(small, 0.5), atol=0.01
+    )
+
+
+def test_the_stage_sharpens_the_generated_part_at_the_boxs_size() -> None:
+    face = with_box((20, 150, 30, 170))
+    crop = cv2.resize(edge(1, 64), (64, 64))
+    before = crop.copy()
+    result = sharpen(crop, face, 0.5, 0.5)
+    enlarged = cv2.resize(crop, (140, 130))
+    np.testing.assert_array_equal(crop, before)
+    np.testing.assert_array_equal(result[:65], enlarged[:65])
+    np.testing.assert_array_equal(result[65:], enhance_lip_detail(enlarged[65:], 0.5))
+    assert np.abs(result[65:] - enlarged[65:]).max() > 0.005
+    np.testing.assert_array_equal(sharpen(enlarged, face, 0.0, 0.5), enlarged)
 
 
 # --- measures of a composite

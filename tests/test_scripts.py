@@ -52,6 +52,20 @@ def test_modes_and_processes_of_a_list(environment: dict[str, str]) -> None:
     assert both[both.index("--nproc_per_node") + 1] == "2"
 
 
+@pytest.mark.parametrize("script", ["inference.sh", "inference_single_video.sh"])
+def test_the_callers_number_of_steps_wins(environment: dict[str, str], script: str) -> None:
+    """A preset beside --timestep_respacing is an error; of two equal flags the last counts."""
+    steps = "--timestep_respacing"
+    plain = asked(script, environment)
+    assert plain[plain.index(steps) + 1] == "ddim25"
+    for preset in (["--quality_preset", "fast"], ["--quality_preset=fast"]):
+        said = asked(script, environment, *preset)
+        assert steps not in said
+        assert said[-len(preset) :] == preset
+    own = asked(script, environment, steps, "ddim7")
+    assert own[len(own) - own[::-1].index(steps)] == "ddim7"
+
+
 @pytest.mark.parametrize("variables", [{"sample_mode": "other"}, {"NUM_GPUS": "0"}, {"NUM_GPUS": "two"}])
 def test_bad_variables(environment: dict[str, str], variables: dict[str, str]) -> None:
     done = subprocess.run(

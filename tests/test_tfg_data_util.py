@@ -1,12 +1,15 @@
 """Conditioning: the mask, the noise, the network's inputs, and the way back to pictures."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from guided_diffusion.tfg_data_util import (
+    create_gradient_mask,
     lower_half_mask,
     resize_crop,
     sample_to_crops,
@@ -29,6 +32,50 @@ def test_mask_begins_at_the_truncated_row(height: int, hidden: float, first_row:
     assert (mask.shape, mask.dtype) == ((2, 1, height, 3), torch.float32)
     assert (mask[:, :, :first_row] == 0).all()
     assert (mask[:, :, first_row:] == 1).all()
+
+
+sizes, shares = st.integers(1, 90), st.floats(0.01, 1)
+
+
+@given(st.integers(1, 3), sizes, sizes, shares, st.integers(0, 63))
+@settings(deadline=None)
+def test_gradient_mask_stays_within_the_hard_one_and_its_middle_is_whole(
+    n: int, height: int, width: int, hidden: float, kernel: int
+) -> None:
+    """The old mouth would shine through a mask without a whole middle; above the edge lie blurry known pixels."""
+    mask, hard = create_gradient_mask(n, height, width, hidden, kernel), lower_half_mask(n, height, width, hidden)
+    assert (mask.shape, mask.dtype) == ((n, 1, height, width), torch.float32)
+    assert (mask >= 0).all()
+    assert (mask <= hard).all()
+    top, third = int(height * (1 - hidden)), (height - int(height * (1 - hidden))) // 3
+    assert (mask[:, :, top + third : height - third, width // 3 : width - width // 3] == 1).all()
+
+
+@given(sizes, sizes, shares)
+def test_gradient_mask_without_a_kernel_is_the_hard_one(height: int, width: int, hidden: float) -> None:
+    assert torch.equal(create_gradient_mask(2, height, width, hidden, 0), lower_half_mask(2, height, width, hidden))
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(5, 5), (9, 9), (10, 11), (15, 15), (14, 15), (25, 25), (63, 41)])
+def test_gradient_mask_is_the_inset_hard_mask_blurred(kernel: int, size: int) -> None:
+    """Even kernels count as the next odd one; 63 is more than a third of the 128 generated rows, of which 41 is."""
+    inset = np.zeros((256, 384))
+    half = size // 2
+    inset[128 + half : 256 - half, half : 384 - half] = 1
+    weights = cv2.getGaussianKernel(size, 0).ravel()
+    for axis in (0, 1):
+        inset = np.apply_along_axis(np.convolve, axis, inset, weights, mode="same")
+    mask = create_gradient_mask(1, 256, 384, 0.5, (kernel, size))[0, 0].numpy()
+    np.testing.assert_allclose(mask, inset, atol=1e-6)
+    assert (np.diff(mask[:, 192])[:200] >= 0).all()
+    assert mask[128 + size - 1, 192] == pytest.approx(1)
+    assert mask[128, 192] < 0.1
+
+
+def test_gradient_mask_takes_a_kernel_for_rows_and_one_for_columns() -> None:
+    mask = create_gradient_mask(1, 200, 200, 0.5, (0, 21))[0, 0]
+    assert (mask[100:, 100] == 1).all()
+    assert torch.equal(mask[150], create_gradient_mask(1, 200, 200, 0.5, 21)[0, 0, 150])
 
 
 def test_seeded_noise_is_one_image_and_leaves_the_global_generator_alone() -> None:

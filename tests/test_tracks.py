@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from face_detection.api import Detection
-from face_detection.tracks import MAX_GAP, CutDetector, FaceTrack, build_track, smooth_boxes
+from face_detection.tracks import MAX_GAP, CutDetector, FaceTrack, build_track, smooth_boxes, smooth_landmarks
 from guided_diffusion.errors import InputError
 
 DATA = Path(__file__).parent / "data"
@@ -85,6 +85,52 @@ def test_smoothing_leaves_constant_boxes(rows: int, window: int, box: tuple[int,
 @given(some_boxes)
 def test_window_of_one_is_no_smoothing(boxes: np.ndarray) -> None:
     np.testing.assert_array_equal(smooth_boxes(boxes, 1), boxes)
+
+
+def landmark_track(x: np.ndarray, cuts: Sequence[int] = (), missing: Sequence[int] = ()) -> FaceTrack:
+    """All landmarks of frame n are at (x[n], -x[n])."""
+    has_face, is_cut = np.ones(len(x), bool), np.zeros(len(x), bool)
+    has_face[list(missing)] = False
+    is_cut[list(cuts)] = True
+    landmarks = np.repeat(np.stack([x, -x], axis=1)[:, None], 68, axis=1).astype(np.float32)
+    landmarks[~has_face] = np.nan
+    return FaceTrack(np.zeros((len(x), 4), np.int64), landmarks, has_face, np.zeros(len(x), bool), is_cut)
+
+
+def smoothed_x(track: FaceTrack) -> np.ndarray:
+    smoothed = smooth_landmarks(track).landmarks
+    assert smoothed is not None
+    assert smoothed.dtype == np.float32
+    np.testing.assert_array_equal(smoothed[..., 0], -smoothed[..., 1])
+    return smoothed[:, 0, 0]
+
+
+@given(st.integers(1, 12), st.floats(-20, 20), st.floats(-100, 100))
+def test_landmarks_of_an_even_movement_do_not_lag(frames: int, speed: float, start: float) -> None:
+    x = start + speed * np.arange(frames)
+    np.testing.assert_allclose(smoothed_x(landmark_track(x)), x, atol=1e-3)
+
+
+def test_landmarks_shake_less_and_what_was_given_stays() -> None:
+    track = landmark_track(np.random.default_rng(0).normal(0, 1, 500))
+    assert track.landmarks is not None
+    before = track.landmarks.copy()
+    smoothed = smoothed_x(track)
+    np.testing.assert_array_equal(track.landmarks, before)
+    # the weights' squares sum to 70 / 256
+    assert smoothed.std() == pytest.approx(np.sqrt(70 / 256) * before[:, 0, 0].std(), rel=0.1)
+
+
+def test_landmarks_of_another_shot_or_beyond_a_gap_do_not_count() -> None:
+    x = np.repeat([0.0, 100.0, 7.0], 4)
+    np.testing.assert_allclose(smoothed_x(landmark_track(x, cuts=[4, 8])), x)
+    x = np.array([0.0, 0, 0, 50, 9, 9, 9])
+    np.testing.assert_allclose(np.delete(smoothed_x(landmark_track(x, missing=[3])), 3), np.delete(x, 3))
+
+
+def test_a_track_without_landmarks_has_none_to_smooth() -> None:
+    track = track_of([[face(10)]] * 3)
+    assert smooth_landmarks(track) is track
 
 
 # --- cuts
