@@ -76,6 +76,8 @@ MIN_VALIDATION_CLIPS = 10  # with fewer clips, the end of each is for validation
 MAX_SHIFT = 0.04  # of the crop's side
 MAX_SCALE = 0.1
 MAX_SCALE_APART = 0.02
+MAX_STRETCH = 0.1
+MAX_DROP = 0.065
 COLOUR_CHANGE = 0.1
 LUMA = (0.299, 0.587, 0.114)
 
@@ -114,6 +116,7 @@ class Options:
     ema_decay: float = option(0.999, "decay of the averaged weights per step; less in the first steps")
     seed: int = option(0, "seed of weights, batches and noise")
     augment: float = option(1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1")
+    noisy_share: float = option(0.0, "share of the examples that get one of the noisiest third of the diffusion steps")
     val_share: float = option(0.1, "share of the clips (of each clip, if there are few) kept for validation")
     log_every: int = option(100, "steps between lines of the log")
     sheet_every: int = option(500, "steps between sample sheets")
@@ -133,6 +136,7 @@ class Options:
             ("ema_decay", 0, 1),
             ("seed", 0, 1 << 62),
             ("augment", 0, 1),
+            ("noisy_share", 0, 1),
             ("val_share", 0.01, 0.5),
             ("log_every", 1, 1 << 30),
             ("sheet_every", 1, 1 << 30),
@@ -333,8 +337,13 @@ def split(clips: list[Clip], val_share: float) -> tuple[list[Clip], list[Clip]]:
     )
 
 
-def draw_examples(clips: Sequence[Clip], n: int, image_size: int, rng: np.random.Generator, augment: float) -> Examples:
-    """Draw n frames, all equally likely, each with another frame of its clip as reference."""
+def draw_examples(
+    clips: Sequence[Clip], n: int, image_size: int, rng: np.random.Generator, augment: float | None
+) -> Examples:
+    """Draw n frames, all equally likely, each with another frame of its clip as reference.
+
+    :param augment: strength of `augmented`; None leaves the crops as they are.
+    """
     ends = np.cumsum([len(clip.frames) for clip in clips])
     crops, refs, mels = [], [], []
     for flat in rng.integers(ends[-1], size=n):
@@ -343,10 +352,10 @@ def draw_examples(clips: Sequence[Clip], n: int, image_size: int, rng: np.random
         index = int(flat - ends[number]) + len(clip.frames)
         other = (index + int(rng.integers(1, len(clip.frames)))) % len(clip.frames)
         views = [clip.crops[index], clip.crops[other]]
-        if augment:
-            crop, ref = augmented(views, image_size, rng, augment)
-        else:
+        if augment is None:
             crop, ref = (face_view(view, image_size) for view in views)
+        else:
+            crop, ref = augmented(views, image_size, rng, augment)
         frame = int(clip.frames[index])
         crops.append(crop)
         refs.append(ref)
@@ -355,18 +364,18 @@ def draw_examples(clips: Sequence[Clip], n: int, image_size: int, rng: np.random
 
 
 def face_view(
-    stored: np.ndarray, image_size: int, shift: tuple[int, int] = (0, 0), scale: float = 1.0
+    stored: np.ndarray, image_size: int, shift: tuple[int, int] = (0, 0), scale: tuple[float, float] = (1, 1)
 ) -> np.ndarray:
-    """The box in a stored crop [G, G, 3], or a box moved by `shift` (x, y) px and `scale` times as large.
+    """The box in a stored crop [G, G, 3], or a box moved by `shift` (x, y) px and `scale` (x, y) times as large.
 
     :return: uint8 [image_size, image_size, 3].
     """
     margin = (len(stored) - image_size) // 2
     x, y = margin + shift[0], margin + shift[1]
-    if scale == 1:
+    if scale == (1, 1):
         return stored[y : y + image_size, x : x + image_size]
-    first = (1 - scale) * (image_size - 1) / 2
-    to_stored = np.array([[scale, 0, x + first], [0, scale, y + first]])
+    first_x, first_y = ((1 - s) * (image_size - 1) / 2 for s in scale)
+    to_stored = np.array([[scale[0], 0, x + first_x], [0, scale[1], y + first_y]])
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(stored, to_stored, (image_size, image_size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
@@ -374,17 +383,23 @@ def face_view(
 def augmented(
     stored: Sequence[np.ndarray], image_size: int, rng: np.random.Generator, strength: float
 ) -> list[np.ndarray]:
-    """Views with one flip, colour and scale, and some shift and scale of their own, as detected boxes have."""
-    # Half of the examples are not scaled: resampling takes away sharpness that the network is to learn.
-    scale = 1 + strength * rng.uniform(-MAX_SCALE, MAX_SCALE) if rng.random() < 0.5 else 1.0
+    """Views with one flip, colour and scale, and some shift and scale of their own, as detected boxes have.
+
+    Each is also stretched in height and moved up or down, at any strength: a detector's box ends at the chin, so the
+    place and height of the eyes in it tell how far the jaw is down, and a network that reads the mouth from there does
+    not listen to the sound.
+    """
+    scale = 1 + strength * rng.uniform(-MAX_SCALE, MAX_SCALE)
     step = -1 if rng.random() < 0.5 * strength else 1
     colour = colour_change(rng, strength)
     max_shift = round(strength * MAX_SHIFT * image_size)
+    max_drop = round(MAX_DROP * image_size)
     views = []
     for crop in stored:
-        own_scale = scale * (1 + strength * rng.uniform(-MAX_SCALE_APART, MAX_SCALE_APART)) if scale != 1 else 1.0
-        dx, dy = (int(v) for v in rng.integers(-max_shift, max_shift + 1, size=2))
-        view = face_view(crop, image_size, (dx, dy), own_scale)
+        width = scale * (1 + strength * rng.uniform(-MAX_SCALE_APART, MAX_SCALE_APART))
+        height = width * rng.uniform(1 - MAX_STRETCH, 1 + MAX_STRETCH)
+        shift = int(rng.integers(-max_shift, max_shift + 1)), int(rng.integers(-max_drop, max_drop + 1))
+        view = face_view(crop, image_size, shift, (width, height))
         views.append(cv2.transform(np.ascontiguousarray(view), colour)[:, ::step])
     return views
 
@@ -430,10 +445,20 @@ def training_batch(
     """A function of seed and step alone, so that a continued run needs nothing of the one before."""
     rng = np.random.default_rng([options.seed, step])
     examples = draw_examples(clips, options.batch_size, config.image_size, rng, options.augment)
-    steps = torch.from_numpy(rng.integers(config.diffusion_steps, size=options.batch_size))
+    steps = torch.from_numpy(draw_steps(config.diffusion_steps, options.batch_size, options.noisy_share, rng))
     noise_seed, dropout_seed = (int(v) for v in rng.integers(1 << 62, size=2))
     torch.manual_seed(dropout_seed)
     return make_batch(examples, steps, torch.Generator().manual_seed(noise_seed), device)
+
+
+def draw_steps(n_steps: int, n: int, noisy_share: float, rng: np.random.Generator) -> np.ndarray:
+    """Diffusion steps, int64 [n]: all equally likely but for a share from the noisiest third.
+
+    There the mouth cannot be seen in x_t any more, and only the sound tells how far it is open.
+    """
+    steps = rng.integers(n_steps, size=n)
+    noisy = rng.random(n) < noisy_share
+    return np.where(noisy, n_steps - 1 - steps // 3, steps)
 
 
 class Validation:
@@ -444,7 +469,7 @@ class Validation:
         self.device = device
         self.batch_size = options.batch_size
         self.examples = draw_examples(
-            clips, VALIDATION_EXAMPLES, config.image_size, np.random.default_rng(0), augment=0.0
+            clips, VALIDATION_EXAMPLES, config.image_size, np.random.default_rng(0), augment=None
         )
         self.sheet_diffusion = create_gaussian_diffusion(config, SHEET_RESPACING)
 

@@ -21,6 +21,7 @@ from train import (
     augmented,
     crop_with_margin,
     draw_examples,
+    draw_steps,
     face_view,
     learning_rate,
     main,
@@ -82,7 +83,7 @@ def test_the_stored_crops_middle_is_what_inference_makes_of_the_box() -> None:
 
 
 def test_a_reference_is_another_frame_of_the_same_clip(clips: list[Clip]) -> None:
-    crops, refs, mels = draw_examples(clips, 60, SIZE, np.random.default_rng(1), augment=0)
+    crops, refs, mels = draw_examples(clips, 60, SIZE, np.random.default_rng(1), augment=None)
     assert mels.shape == (60, 80, 16)
     for crop, ref in zip(crops, refs, strict=True):
         assert crop.shape == (SIZE, SIZE, 3)
@@ -92,7 +93,7 @@ def test_a_reference_is_another_frame_of_the_same_clip(clips: list[Clip]) -> Non
 
 
 def test_augmentation_keeps_what_belongs_together() -> None:
-    """Flip and colour are those of the reference; strength 0 changes nothing."""
+    """Flip and colour are those of the reference; strength 0 changes neither."""
     stored = np.zeros((80, 80, 3), np.uint8)
     stored[:, :40] = (180, 90, 60)
     flips = set()
@@ -101,8 +102,23 @@ def test_augmentation_keeps_what_belongs_together() -> None:
         assert np.array_equal(crop[32, 2], ref[32, 2])
         flips.add(crop[32, 2].sum() > crop[32, -3].sum())
     assert flips == {True, False}
-    (same,) = augmented([stored], SIZE, np.random.default_rng(0), strength=0.0)
-    assert np.array_equal(same, face_view(stored, SIZE))
+    (plain,) = augmented([stored], SIZE, np.random.default_rng(0), strength=0.0)
+    assert np.array_equal(plain[30:34], face_view(stored, SIZE)[30:34])
+
+
+def test_the_place_of_the_eyes_tells_little_of_the_jaw() -> None:
+    """Boxes end at the chin: a network read the old mouth's opening from the framing, and its lips said that."""
+    stored = np.zeros((80, 80, 3), np.uint8)
+    stored[18:21] = stored[48:51] = 255  # two lines a fixed distance apart
+    distances, places = set(), set()
+    for seed in range(20):
+        (view,) = augmented([stored], SIZE, np.random.default_rng(seed), strength=0.0)
+        lines = np.flatnonzero(view[:, 32, 0] > 200)
+        distances.add(int(lines[-1] - lines[0]))
+        places.add(int(lines[0]))
+    assert min(distances) < 31
+    assert max(distances) > 34
+    assert max(places) - min(places) > 5
 
 
 def test_validation_takes_the_last_clips_or_the_ends_of_a_few(clips: list[Clip]) -> None:
@@ -113,9 +129,18 @@ def test_validation_takes_the_last_clips_or_the_ends_of_a_few(clips: list[Clip])
     assert (len(many), len(last)) == (11, 1)
 
 
+def test_a_share_of_the_steps_is_noisy() -> None:
+    rng = np.random.default_rng
+    plain, noisy, mixed = (draw_steps(1000, 3000, share, rng(0)) for share in (0.0, 1.0, 0.5))
+    assert (plain.min(), plain.max()) == (0, 999)
+    assert (noisy.min(), noisy.max()) == (666, 999)
+    assert np.mean(plain >= 666) == pytest.approx(1 / 3, abs=0.03)
+    assert np.mean(mixed >= 666) == pytest.approx(2 / 3, abs=0.03)
+
+
 def test_the_hiding_noise_tells_nothing_of_the_noise_in_x_t(clips: list[Clip]) -> None:
     """With one noise for both, the network could read x_0 from their difference."""
-    examples = draw_examples(clips, 4, SIZE, np.random.default_rng(0), augment=0)
+    examples = draw_examples(clips, 4, SIZE, np.random.default_rng(0), augment=None)
     batch = make_batch(examples, torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(0), CPU)
     hidden = batch.inputs["cond_img"][:, :, SIZE // 2 :]
     noise = batch.noise[:, :, SIZE // 2 :]
@@ -287,6 +312,7 @@ def test_from_clips_to_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest
         (["--data=x", "--out=y", "--steps=1", "--minutes=1"], "either --steps or --minutes"),
         (["--data=x", "--out=y", "--minutes=0"], "--minutes 0"),
         (["--data=x", "--out=y", "--steps=1", "--augment=2"], "--augment 2.0"),
+        (["--data=x", "--out=y", "--steps=1", "--noisy_share=-1"], "--noisy_share -1.0"),
         (["--data=nowhere", "--out={tmp}/run", "--steps=1"], "nowhere"),
         (["--data={tmp}", "--out={tmp}/run", "--steps=1"], "no video in it"),
         (["--data={tmp}", "--out={tmp}/run", "--steps=1", "--init=no.pt"], "--init no.pt"),
