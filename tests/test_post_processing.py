@@ -312,6 +312,7 @@ def test_lip_alpha_forgets_at_cuts_and_gaps(index: int, is_cut: bool) -> None:
 @pytest.mark.parametrize("found", [None, mouth(20, 20), mouth(y=70, width=90), np.zeros((20, 2), np.float32)])
 def test_lips_that_are_not_found_may_be_anywhere_a_mouth_opens(found: np.ndarray | None) -> None:
     alpha = lip_alpha(found)(CROP, face_with(CLOSED))
+    np.testing.assert_array_equal(alpha, lip_alpha(None)(CROP, face_with(CLOSED)))
     widest = mouth(y=70 + 15 * (LARGEST_OPENING - 0.02), opening=LARGEST_OPENING)
     assert (alpha[hull_distance(np.stack([CLOSED, widest]), 100, 100) == 0] == 1).all()
 
