@@ -108,7 +108,7 @@ class Options:
     cache: str | None = option(None, "folder for crops and mel spectrograms; by default OUT/cache")
     init: str | None = option(None, "fine-tune this checkpoint; model flags given besides override its own")
     steps: int | None = option(None, "train for this many steps")
-    minutes: float | None = option(None, "train for this long, over all pieces of a continued run")
+    minutes: float | None = option(None, "train for this long, without validation, over all pieces of a run")
     batch_size: int = option(16, "crops per step")
     lr: float = option(3e-4, "highest learning rate; it falls to zero along half a cosine")
     warmup: int = option(100, "steps until the learning rate is reached")
@@ -630,20 +630,20 @@ def train(
 ) -> None:  # fmt: skip
     """Train to the end, or to a signal; saves on the way and at the end."""
     diffusion = create_gaussian_diffusion(config)
-    start = time.monotonic() - training.seconds
-    logged_at, logged_step = time.monotonic(), training.step
+    logged_step, logged_seconds = training.step, training.seconds
     while progress(training, options) < 1 and stop.number is None:
+        start = time.monotonic()
         batch = training_batch(clips, training.step, options, config, validation.device)
         train_step(training, diffusion, batch, options, config)
-        training.seconds = time.monotonic() - start
+        training.seconds += time.monotonic() - start
         is_last = progress(training, options) >= 1
         if training.step % options.log_every == 0 or is_last:
-            rate = (training.step - logged_step) * options.batch_size / (time.monotonic() - logged_at)
+            images = (training.step - logged_step) * options.batch_size
+            rate = images / (training.seconds - logged_seconds)
             log(training, validation.loss(training.ema, diffusion), rate, options)
-            logged_at, logged_step = time.monotonic(), training.step
+            logged_step, logged_seconds = training.step, training.seconds
         if training.step % options.sheet_every == 0 or is_last:
             write_sheet(Path(options.out, f"sheet-{training.step:07d}.png"), validation.sheet(training.ema))
-        training.seconds = time.monotonic() - start
         if training.step % options.save_every == 0:
             save()
     save()

@@ -2,6 +2,9 @@
 
 import dataclasses
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +57,12 @@ CPU = torch.device("cpu")
 
 def options(**given: object) -> Options:
     return Options(**{"data": "d", "out": "o", "steps": 10, "batch_size": 2, "warmup": 0, **given})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "VALIDATION_EXAMPLES", 8)
+    monkeypatch.setattr(train, "SHEET_EXAMPLES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +160,10 @@ def test_the_hiding_noise_tells_nothing_of_the_noise_in_x_t(clips: list[Clip]) -
 # --------------------------------------------------------------------------------------------------------- training
 
 
-def steps(training: Training, clips: list[Clip], given: Options, n: int) -> None:
-    diffusion = create_gaussian_diffusion(CONFIG)
+def steps(training: Training, clips: list[Clip], given: Options, n: int, config: ModelConfig = CONFIG) -> None:
+    diffusion = create_gaussian_diffusion(config)
     for _ in range(n):
-        train_step(training, diffusion, training_batch(clips, training.step, given, CONFIG, CPU), given, CONFIG)
+        train_step(training, diffusion, training_batch(clips, training.step, given, config, CPU), given, config)
 
 
 def test_the_loss_falls(clips: list[Clip]) -> None:
@@ -170,19 +179,23 @@ def test_the_loss_falls(clips: list[Clip]) -> None:
 
 
 def test_a_run_in_two_pieces_gives_the_same_numbers(clips: list[Clip], tmp_path: Path) -> None:
-    given = options(steps=4)
-    run = train.identity(given, CONFIG, "data")
-    straight = new_training(CONFIG, given, None, CPU)
-    steps(straight, clips, given, 4)
-    first = new_training(CONFIG, given, None, CPU)
-    steps(first, clips, given, 2)
+    """Whatever was drawn from torch's global generator, which dropout uses, between the pieces."""
+    given, config = options(steps=4), dataclasses.replace(CONFIG, dropout=0.1)
+    run = train.identity(given, config, "data")
+    straight = new_training(config, given, None, CPU)
+    steps(straight, clips, given, 4, config)
+    first = new_training(config, given, None, CPU)
+    steps(first, clips, given, 2, config)
     train.save_state(tmp_path / "state.pt", first, run)
-    second = new_training(CONFIG, given, None, CPU)
+    second = new_training(config, given, None, CPU)
     train.load_state(tmp_path / "state.pt", second, run)
-    steps(second, clips, given, 2)
+    torch.rand(5)
+    steps(second, clips, given, 2, config)
     assert second.losses == straight.losses
     for one, other in ((straight.model, second.model), (straight.ema, second.ema)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    moments = zip(straight.optimizer.state.values(), second.optimizer.state.values(), strict=True)
+    assert all(torch.equal(one[key], other[key]) for one, other in moments for key in one)
 
 
 def test_another_run_is_not_continued(clips: list[Clip], tmp_path: Path) -> None:
@@ -233,6 +246,26 @@ def test_a_signal_saves_and_stops(clips: list[Clip], tmp_path: Path) -> None:
     assert stop.number == signal.SIGTERM
     assert saved == [1]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_minutes_end_with_a_line_a_sheet_and_a_checkpoint(clips: list[Clip], tmp_path: Path) -> None:
+    """Slow validation that counted as training time let a run end behind the last check, without them."""
+    given = options(steps=None, minutes=1e-3, out=str(tmp_path), log_every=1, sheet_every=1000)
+    training, saved = new_training(CONFIG, given, None, CPU), []
+
+    class Slow(Validation):
+        def loss(self, model: train.TFGModel, diffusion: GaussianDiffusion) -> float:
+            del model, diffusion
+            time.sleep(0.06)
+            return 0.0
+
+    train.train(
+        training, clips, Slow(clips, given, CONFIG, CPU), given, CONFIG, lambda: saved.append(training.step),
+        StopSignal(),
+    )  # fmt: skip
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == training.step == saved[-1]
+    assert [path.name for path in tmp_path.glob("*.png")] == [f"sheet-{training.step:07d}.png"]
 
 
 # ------------------------------------------------------------------------------------------------------ fine-tuning
@@ -293,7 +326,7 @@ def test_from_clips_to_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest
     assert len((run / "log.txt").read_text().splitlines()) == 3
     sheet = cv2.imread(str(run / "sheet-0000002.png"))
     assert sheet is not None
-    assert sheet.shape == (8 * 128, 4 * 128, 3)
+    assert sheet.shape == (2 * 128, 4 * 128, 3)
     checkpoint = load_checkpoint(str(run / "model.safetensors"))
     assert checkpoint.config == CONFIG
     assert not list(run.rglob("*.part"))
@@ -332,3 +365,21 @@ def test_flags_of_the_network_are_kept_apart() -> None:
     given, model_flags = parse_options(["--data", "x", "--out", "y", "--steps", "3", "--num_channels", "64"])
     assert given.steps == 3
     assert model_flags == {"num_channels": 64}
+
+
+def test_the_program_crops_in_two_processes_saves_when_terminated_and_continues(folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(Path(train.__file__)), f"--data={folder}", f"--out={tmp_path / 'run'}", "--batch_size=1",
+        "--workers=2", "--device=cpu", "--log_every=1", "--sheet_every=100000", *MODEL_FLAGS,
+    ]  # fmt: skip
+    with subprocess.Popen([*command, "--steps=100000"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 1 "):
+                process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    logged = len((tmp_path / "run" / "log.txt").read_text().splitlines())
+    continued = subprocess.run([*command, f"--steps={logged}"], capture_output=True, text=True)
+    assert continued.returncode == 0
+    assert f"continues at step {logged}" in continued.stdout
+    assert load_checkpoint(str(tmp_path / "run" / "model.safetensors")).config == CONFIG
