@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import math
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -316,13 +318,22 @@ def _prepared(prepare: Preparation, paths: list[str], workers: int) -> Iterator[
         return
     # spawn: forked copies of PyTorch's and OpenCV's threads hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(paths)), context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(paths)), context, initializer=_begin_worker) as pool:
         yield from bar(pool.map(prepare, paths))
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed run must not leave its workers behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def split(clips: list[Clip], val_share: float) -> tuple[list[Clip], list[Clip]]:
