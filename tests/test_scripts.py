@@ -66,6 +66,17 @@ def test_the_callers_number_of_steps_wins(environment: dict[str, str], script: s
     assert own[len(own) - own[::-1].index(steps)] == "ddim7"
 
 
+def test_the_demo_runs_on_what_the_repository_brings(environment: dict[str, str]) -> None:
+    root = SCRIPTS.parent
+    out = environment["VIRTUAL_ENV"]
+    said = asked("demo.sh", environment, out=out)
+    assert said[0].endswith("compare.py")
+    assert said[-1] == f"{out}/demo_side_by_side.mp4"
+    for path in ("samples/astronaut.mp4", "samples/speech.wav", "checkpoints/demo.safetensors"):
+        assert (root / path).is_file()
+        assert f"$root/{path}" in (SCRIPTS / "demo.sh").read_text()
+
+
 @pytest.mark.parametrize("variables", [{"sample_mode": "other"}, {"NUM_GPUS": "0"}, {"NUM_GPUS": "two"}])
 def test_bad_variables(environment: dict[str, str], variables: dict[str, str]) -> None:
     done = subprocess.run(
