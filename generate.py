@@ -181,6 +181,8 @@ class Options:
             raise InputError("--landmark_mask True needs a detected face: give --is_voxceleb2 False")
         if self.adaptive_mask and not self.landmark_mask:
             raise InputError("--adaptive_mask True changes the mask of the lips: give --landmark_mask True too")
+        if self.mask_expansion != type(self).mask_expansion and not self.landmark_mask:
+            raise InputError("--mask_expansion is the size of the lips' mask: give --landmark_mask True too")
         if self.work_dir is not None and self.sampling_seed is None:
             raise InputError("--work_dir needs a seed, so that stored samples fit new ones: give --sampling_seed 7")
         if not self.model_path:

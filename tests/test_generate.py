@@ -252,6 +252,7 @@ def test_booleans(text: str) -> None:
         (["--sharpening_strength", "1.5"], "from 0 to 1"),
         (["--sharpening_strength", "nan"], "from 0 to 1"),
         (["--mask_expansion", "1"], "from 1.01 to 3"),
+        (["--mask_expansion", "1.5"], "--landmark_mask True too"),
         (["--landmark_mask", "True"], "give --is_voxceleb2 False"),
         (["--adaptive_mask", "True"], "give --landmark_mask True"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from fast, balanced, high, ultra"),
