@@ -68,6 +68,7 @@ from guided_diffusion.video_util import (
     count_frames,
     open_video,
     ordered_frames,
+    source_index,
 )
 from post_processing import (
     Alpha,
@@ -507,9 +508,18 @@ class SecondPass:
             frame=frame,
             box=(y1, y2, x1, x2),
             landmarks=None if self.track.landmarks is None else self.track.landmarks[source],
-            is_cut=bool(self.track.is_cut[source]),
+            is_cut=self._is_cut(index, source),
             network_crop=resize_crop(frame[y1:y2, x1:x2], size, size),
         )
+
+    def _is_cut(self, index: int, source: int) -> bool:
+        """Whether a shot begins at this output frame: played backwards, a source's cut comes a frame later, and the
+        jump of a loop is one."""
+        if index == 0 or self.options.sampling_input_type == "first_frame":
+            return False
+        before = source_index(index - 1, self.n_source, self.options.audio_longer)
+        low, high = sorted((before, source))
+        return high - low > 1 or bool(self.track.is_cut[low + 1 : high + 1].any())
 
     def _samples(self, number: int, faces: list[Face]) -> np.ndarray | list[np.ndarray]:
         if not faces:

@@ -26,6 +26,7 @@ from generate import DiffusionSampler, Options, SecondPass, create_argparser, ma
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import Timings
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
+from guided_diffusion.video_util import source_index
 from post_processing import paste_whole
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +133,31 @@ def test_frames_without_a_face_pass_through(small_config: dict, monkeypatch: pyt
     y1, y2, x1, x2 = second_pass.track.boxes[1]
     expected = cv2.resize(golden["frames"][1][y1:y2, x1:x2], (64, 64))
     np.testing.assert_array_equal(second_pass._reference_crop(), expected)
+
+
+@pytest.mark.parametrize(
+    ("order", "shots_begin"),
+    [("cut", [4]), ("loop", [4, 13, 17, 26]), ("pingpong", [4, 21, 28])],  # 13 frames, of which 4 begins a shot
+)
+def test_a_shot_begins_where_it_is_played(
+    order: str, shots_begin: list[int], small_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, golden = golden_pass(small_config, monkeypatch, audio_longer=order)
+    track = replace(base.track, is_cut=np.arange(13) == 4)
+    n_output = 13 if order == "cut" else 30
+
+    def frames(*_: object, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        sources = (source_index(i, 13, order) for i in range(start, n_output))
+        return ((source, golden["frames"][source]) for source in sources)
+
+    monkeypatch.setattr(generate, "ordered_frames", frames)
+    monkeypatch.setattr(generate, "mel_windows", lambda *_: np.zeros((1, 80, 16), np.float32))
+    clip = FakeClip(base.clip.video, n_output)
+    second_pass = SecondPass(
+        clip, track, base.options, base.config, lambda crops, *_: np.stack(crops), None, Timings()
+    )
+    faces = [face for batch in second_pass.batches(0, second_pass.n_batches) for face in batch.faces.values()]
+    assert [face.index for face in faces if face.is_cut] == shots_begin
 
 
 def test_no_flag_no_stage() -> None:
