@@ -91,21 +91,24 @@ class FlickerScores:
 
 
 class FlickerMeter:
-    """Flicker of a result's lower face relative to the source's (METHODS: flicker metrics).
+    """Flicker of a result's lower face relative to the source's.
 
     Frames t-2..t+2 are registered onto t by the source's `head_motion`, and S = sum_k h_k I_{t+k} is taken of their
     luma, h = [1, -4, 6, -4, 1] / 16. This fourth difference has a gain of 0.02 at 3 Hz, 0.12 at 5 Hz, and 1 at 12.5 Hz
-    (at 25 fps): movements of a mouth (2-7 Hz) and drifts hardly pass, flicker does. With the means over a region,
+    (at 25 fps): movements of a mouth (2-7 Hz) and drifts hardly pass, flicker does (METHODS: flicker metrics). With
 
         brightness = rms over t of mean(S),   texture = rms over t and pixels of S - mean(S),
 
-    each score is (result_R / result_C) / (source_R / source_C): R is the lower half of the box without the lips, C the
-    upper half, which no lip-sync touches and which takes out what encoding did to the whole picture.
+    over R, the lower half of the box without the lips, each score is that of the result / that of the source.
+
+    METHODS divides either by the same on the upper face, to take out what encoding did to the whole picture. But a
+    plain paste changes the upper face too, so that its flicker would be forgiven; and beside the box encoding does not
+    do what it does to a face (docs/benchmarks.md). So what it does to the lower face stays in the score.
     """
 
     def __init__(self) -> None:
         self._window: deque[_Tracked] = deque(maxlen=len(FLICKER_FILTER))
-        self._measured: list[np.ndarray] = []  # per frame [region R, C; video source, result; mean S, deviation]
+        self._measured: list[np.ndarray] = []  # per frame [source, result; mean S, standard deviation of S]
 
     def update(
         self,
@@ -127,7 +130,7 @@ class FlickerMeter:
         :param is_cut: this is the first frame of a shot.
         :raises InputError: the frames differ in size.
         """
-        self._measured.append(np.full((2, 2, 2), np.nan))
+        self._measured.append(np.full((2, 2), np.nan))
         if box is None or is_cut:
             self._window.clear()
         if box is None:
@@ -143,14 +146,11 @@ class FlickerMeter:
 
     def scores(self) -> FlickerScores:
         """The scores of all frames so far."""
-        measured = np.array(self._measured).reshape(-1, 2, 2, 2)
-        lower_result = np.abs(measured[:, 0, 1])
-        seen = measured[~np.isnan(measured).any(axis=(1, 2, 3))]
-        rms = np.sqrt((seen**2).sum(axis=0) / max(len(seen), 1))
-        lower, context = rms
-        source, result = (_ratio(lower[video], context[video]) for video in (0, 1))
+        measured = np.array(self._measured).reshape(-1, 2, 2)
+        seen = measured[~np.isnan(measured).any(axis=(1, 2))]
+        source, result = np.sqrt((seen**2).sum(axis=0) / max(len(seen), 1))
         brightness, texture = _ratio(result, source)
-        return FlickerScores(float(brightness), float(texture), len(seen), *lower_result.T)
+        return FlickerScores(float(brightness), float(texture), len(seen), *np.abs(measured[:, 1]).T)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _track(pair: _Pair, landmarks: np.ndarray | None, motion: np.ndarray | None)
 
 
 def _measure_flicker(window: list[_Tracked], lips: np.ndarray) -> np.ndarray:
-    """[region R, C; video source, result; mean S, standard deviation of S] of the middle of five frames."""
+    """[source, result; mean S, standard deviation of S] of the lower face in the middle one of five frames."""
     one_back, two_back = window[2].motion, window[2].motion @ window[1].motion
     one_on, two_on = window[3].motion, window[4].motion @ window[3].motion
     from_middle = [np.linalg.inv(two_back), np.linalg.inv(one_back), np.eye(3), one_on, two_on]
@@ -290,12 +290,11 @@ def _measure_flicker(window: list[_Tracked], lips: np.ndarray) -> np.ndarray:
     cv2.fillConvexPoly(mouth, cv2.convexHull(lips - np.array([x1, y1], dtype=np.int32)), 1)
     reach = round(LIP_MARGIN * height)
     near_lips = cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
-    usable = ~np.isnan(second).any(axis=2)
-    lower = np.arange(height)[:, None] >= height // 2
-    regions = [usable & lower & ~near_lips, usable & ~lower]
-    if not all(region.any() for region in regions):
-        return np.full((2, 2, 2), np.nan)
-    return np.array([np.stack([second[r].mean(axis=0), second[r].std(axis=0)], axis=1) for r in regions])
+    usable = ~np.isnan(second).any(axis=2) & ~near_lips
+    usable[: height // 2] = False
+    if not usable.any():
+        return np.full((2, 2), np.nan)
+    return np.stack([second[usable].mean(axis=0), second[usable].std(axis=0)], axis=1)
 
 
 def _follow(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
