@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from audio.audio import count_windows, load_speech, mel_windows, melspectrogram  # noqa: E402
 from audio.hparams import DEFAULT as HPARAMS  # noqa: E402
 from face_detection.api import DETECTORS, FaceAlignment  # noqa: E402
+from face_detection.lip_metrics import mouth_opening  # noqa: E402
 from face_detection.tracks import FaceTrack, build_track  # noqa: E402
 from generate import sample  # noqa: E402
 from guided_diffusion.dist_util import (  # noqa: E402
@@ -83,6 +84,9 @@ MAX_DROP = 0.065
 COLOUR_CHANGE = 0.1
 LUMA = (0.299, 0.587, 0.114)
 
+OPENING_EXAMPLES = 32  # mel windows per step, in which they cost what 4 pictures of 64 px do
+OPENING_UNIT = 0.1  # of the inter-ocular distance, about what speech varies by
+
 VALIDATION_EXAMPLES = 64
 SHEET_EXAMPLES = 8
 SHEET_RESPACING = "ddim10"
@@ -119,6 +123,9 @@ class Options:
     seed: int = option(0, "seed of weights, batches and noise")
     augment: float = option(1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1")
     noisy_share: float = option(0.0, "share of the examples that get one of the noisiest third of the diffusion steps")
+    opening_weight: float = option(
+        0.0, "weight of a second loss: whether the audio code tells how far the mouth is open; needs landmarks (dlib)"
+    )
     val_share: float = option(0.1, "share of the clips (of each clip, if there are few) kept for validation")
     log_every: int = option(100, "steps between lines of the log")
     sheet_every: int = option(500, "steps between sample sheets")
@@ -139,6 +146,7 @@ class Options:
             ("seed", 0, 1 << 62),
             ("augment", 0, 1),
             ("noisy_share", 0, 1),
+            ("opening_weight", 0, 1e3),
             ("val_share", 0.01, 0.5),
             ("log_every", 1, 1 << 30),
             ("sheet_every", 1, 1 << 30),
@@ -181,14 +189,17 @@ class Clip:
 
     crops: uint8 [F, G, G, 3], the box and a margin around it (see `face_view`).
     frames: int64 [F], the crops' frame numbers at FPS. mel: float32 [audio_dim, steps].
+    openings: float32 [F], `mouth_opening` of each; None from a detector without landmarks.
     """
 
     crops: np.ndarray
     frames: np.ndarray
     mel: np.ndarray
+    openings: np.ndarray | None = None
 
     def part(self, start: int, stop: int) -> "Clip":
-        return Clip(self.crops[start:stop], self.frames[start:stop], self.mel)
+        openings = None if self.openings is None else self.openings[start:stop]
+        return Clip(self.crops[start:stop], self.frames[start:stop], self.mel, openings)
 
 
 @dataclass(frozen=True)
@@ -245,6 +256,13 @@ def faces_seen(track: FaceTrack) -> np.ndarray:
     return np.flatnonzero(track.has_face & ~track.is_interpolated)
 
 
+def openings_of(track: FaceTrack, frames: np.ndarray) -> np.ndarray | None:
+    """`Clip.openings` of these frames."""
+    if track.landmarks is None:
+        return None
+    return np.array([mouth_opening(track.landmarks[frame]) for frame in frames], np.float32)
+
+
 def write_crops(path: Path, video: VideoSource, track: FaceTrack, image_size: int) -> None:
     """Write the faces with their margin as .npy, frame by frame: memory does not grow with the clip."""
     side = image_size + 2 * (image_size // MARGIN)
@@ -297,10 +315,11 @@ def prepare_clips(options: Options, config: ModelConfig) -> tuple[list[Clip], st
     for path, files in zip(paths, _prepared(prepare, paths, options.workers), strict=True):
         problem = files if isinstance(files, str) else None
         if not isinstance(files, str):
-            track, crops, mel = files
-            frames = faces_seen(FaceTrack.load(track))
+            track_file, crops, mel = files
+            track = FaceTrack.load(track_file)
+            frames = faces_seen(track)
             if len(frames) >= MIN_FACES:
-                clips.append(Clip(np.load(crops, mmap_mode="r"), frames, np.load(mel)))
+                clips.append(Clip(np.load(crops, mmap_mode="r"), frames, np.load(mel), openings_of(track, frames)))
                 names.append([crops.name, mel.name])
             else:
                 problem = f"a face in {len(frames)} frames only"
@@ -355,23 +374,40 @@ def draw_examples(
 
     :param augment: strength of `augmented`; None leaves the crops as they are.
     """
-    ends = np.cumsum([len(clip.frames) for clip in clips])
     crops, refs, mels = [], [], []
-    for flat in rng.integers(ends[-1], size=n):
-        number = int(np.searchsorted(ends, flat, side="right"))
-        clip = clips[number]
-        index = int(flat - ends[number]) + len(clip.frames)
+    for clip, index in draw_frames(clips, n, rng):
         other = (index + int(rng.integers(1, len(clip.frames)))) % len(clip.frames)
         views = [clip.crops[index], clip.crops[other]]
         if augment is None:
             crop, ref = (face_view(view, image_size) for view in views)
         else:
             crop, ref = augmented(views, image_size, rng, augment)
-        frame = int(clip.frames[index])
         crops.append(crop)
         refs.append(ref)
-        mels.append(mel_windows(clip.mel, frame, frame + 1, FPS)[0])
+        mels.append(mel_window(clip, index))
     return crops, refs, np.stack(mels)
+
+
+def draw_openings(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Mel windows float32 [n, audio_dim, 16] and the openings float32 [n] of n frames, all equally likely."""
+    mels, openings = [], []
+    for clip, index in draw_frames(clips, n, rng):
+        assert clip.openings is not None  # `run` checked it
+        mels.append(mel_window(clip, index))
+        openings.append(clip.openings[index])
+    return np.stack(mels), np.array(openings)
+
+
+def draw_frames(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> Iterator[tuple[Clip, int]]:
+    ends = np.cumsum([len(clip.frames) for clip in clips])
+    for flat in rng.integers(ends[-1], size=n):
+        number = int(np.searchsorted(ends, flat, side="right"))
+        yield clips[number], int(flat - ends[number]) + len(clips[number].frames)
+
+
+def mel_window(clip: Clip, index: int) -> np.ndarray:
+    frame = int(clip.frames[index])
+    return mel_windows(clip.mel, frame, frame + 1, FPS)[0]
 
 
 def face_view(
@@ -534,10 +570,14 @@ def batch_losses(model: TFGModel, diffusion: GaussianDiffusion, batch: Batch, co
 
 @dataclass
 class Training:
-    """What a step changes, and what state.pt holds. `losses` are those since the last line of the log."""
+    """What a step changes, and what state.pt holds. `losses` are those since the last line of the log.
+
+    opening_head: reads the mouth's opening from the audio code for `--opening_weight`; not part of the network.
+    """
 
     model: TFGModel
     ema: TFGModel
+    opening_head: torch.nn.Linear
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
@@ -550,8 +590,11 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
     if init is not None:
         print(start_from(model, init))
     model.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    return Training(model, copy.deepcopy(model).requires_grad_(False).eval(), optimizer)
+    code = model.encode_audio(torch.zeros(1, config.audio_dim, 16, device=device))
+    opening_head = torch.nn.Linear(code[0].numel(), 1, device=device)
+    parameters = [*model.parameters(), *opening_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    return Training(model, copy.deepcopy(model).requires_grad_(False).eval(), opening_head, optimizer)
 
 
 def start_from(model: TFGModel, init: Checkpoint) -> str:
@@ -594,10 +637,27 @@ def learning_rate(training: Training, options: Options) -> float:
     return options.lr * warm * (1 + math.cos(math.pi * min(1.0, progress(training, options)))) / 2
 
 
+def opening_loss(training: Training, clips: Sequence[Clip], options: Options, device: torch.device) -> Tensor:
+    """How far off the mouth's opening is that `opening_head` reads from the audio code: mean square, in OPENING_UNITs.
+
+    The picture's loss teaches the sound slowly: it is mostly that of pixels that do not depend on it, one window per
+    picture. This one has no picture to pay for.
+    """
+    rng = np.random.default_rng([options.seed, training.step, 1])
+    mels, openings = draw_openings(clips, OPENING_EXAMPLES, rng)
+    code = training.model.encode_audio(torch.from_numpy(mels).to(device))
+    read = training.opening_head(code.flatten(1).float())[:, 0]
+    return torch.nn.functional.mse_loss(read, torch.from_numpy(openings / OPENING_UNIT).to(device))
+
+
 def train_step(
-    training: Training, diffusion: GaussianDiffusion, batch: Batch, options: Options, config: ModelConfig
-) -> None:
+    training: Training, diffusion: GaussianDiffusion, batch: Batch, clips: Sequence[Clip], options: Options,
+    config: ModelConfig,
+) -> None:  # fmt: skip
     loss = batch_losses(training.model, diffusion, batch, config).mean()
+    training.losses.append(loss.item())
+    if options.opening_weight:
+        loss = loss + options.opening_weight * opening_loss(training, clips, options, batch.noise.device)
     training.optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(training.model.parameters(), options.grad_clip)
@@ -609,7 +669,6 @@ def train_step(
         for average, parameter in zip(training.ema.parameters(), training.model.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)
     training.step += 1
-    training.losses.append(loss.item())
 
 
 class StopSignal:
@@ -645,7 +704,7 @@ def train(
     while progress(training, options) < 1 and stop.number is None:
         start = time.monotonic()
         batch = training_batch(clips, training.step, options, config, validation.device)
-        train_step(training, diffusion, batch, options, config)
+        train_step(training, diffusion, batch, clips, options, config)
         training.seconds += time.monotonic() - start
         is_last = progress(training, options) >= 1
         if training.step % options.log_every == 0 or is_last:
@@ -698,6 +757,7 @@ def save_state(path: Path, training: Training, run: Mapping[str, Any]) -> None:
         "run": dict(run),
         "model": training.model.state_dict(),
         "ema": training.ema.state_dict(),
+        "opening_head": training.opening_head.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "step": training.step,
         "seconds": training.seconds,
@@ -723,6 +783,7 @@ def load_state(path: Path, training: Training, run: Mapping[str, Any]) -> None:
             raise InputError(f"--out {path.parent}: holds a run with another --{name} ({given}); give another --out")
     training.model.load_state_dict(state["model"])
     training.ema.load_state_dict(state["ema"])
+    training.opening_head.load_state_dict(state["opening_head"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.step, training.seconds, training.losses = state["step"], state["seconds"], state["losses"]
 
@@ -748,6 +809,11 @@ def run(options: Options, flags: Mapping[str, Any]) -> int:
     except OSError as error:
         raise InputError(f"--out {options.out}: {error.strerror}; give a folder that you may write to") from None
     clips, data_key = prepare_clips(options, config)
+    if options.opening_weight and any(clip.openings is None for clip in clips):
+        raise InputError(
+            f"--opening_weight {options.opening_weight}: --face_detector {options.face_detector} finds no landmarks; "
+            "give dlib, or drop --opening_weight"
+        )
     training_clips, validation_clips = split(clips, options.val_share)
     training = new_training(config, options, init, device)
     run_identity = identity(options, config, data_key)

@@ -30,6 +30,7 @@ from train import (
     main,
     make_batch,
     new_training,
+    opening_loss,
     parse_options,
     split,
     start_from,
@@ -67,7 +68,7 @@ def _few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def clips() -> list[Clip]:
-    """Two clips of smooth pictures whose lower half is as bright as their sound is loud."""
+    """Two clips of smooth pictures whose lower half is as bright, and mouth as far open, as their sound is loud."""
     rng = np.random.default_rng(0)
     made = []
     for number in range(2):
@@ -75,7 +76,7 @@ def clips() -> list[Clip]:
         crops = np.full((30, 80, 80, 3), 90 + 40 * number, np.uint8)
         crops[:, 40:] = (40 + 160 * loud).astype(np.uint8)[:, None, None, None]
         mel = np.repeat(8 * loud - 4, 4)[None].repeat(80, axis=0).astype(np.float32)
-        made.append(Clip(crops, np.arange(25), mel).part(0, 25))
+        made.append(Clip(crops, np.arange(25), mel, (0.2 * loud).astype(np.float32)).part(0, 25))
     return made
 
 
@@ -163,7 +164,8 @@ def test_the_hiding_noise_tells_nothing_of_the_noise_in_x_t(clips: list[Clip]) -
 def steps(training: Training, clips: list[Clip], given: Options, n: int, config: ModelConfig = CONFIG) -> None:
     diffusion = create_gaussian_diffusion(config)
     for _ in range(n):
-        train_step(training, diffusion, training_batch(clips, training.step, given, config, CPU), given, config)
+        batch = training_batch(clips, training.step, given, config, CPU)
+        train_step(training, diffusion, batch, clips, given, config)
 
 
 def test_the_loss_falls(clips: list[Clip]) -> None:
@@ -178,9 +180,29 @@ def test_the_loss_falls(clips: list[Clip]) -> None:
     assert validation.loss(training.ema, diffusion) == after
 
 
-def test_a_run_in_two_pieces_gives_the_same_numbers(clips: list[Clip], tmp_path: Path) -> None:
+def test_the_audio_code_learns_the_mouths_opening(clips: list[Clip]) -> None:
+    given = options(steps=60, lr=2e-3, batch_size=1, opening_weight=1.0)
+    training = new_training(CONFIG, given, None, CPU)
+    untouched = training.opening_head.weight.clone()
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(opening_loss(training, clips, given, CPU))
+
+    before = error()
+    steps(training, clips, dataclasses.replace(given, opening_weight=0.0), 1)
+    assert torch.equal(training.opening_head.weight, untouched)
+    steps(training, clips, given, 20)
+    assert error() < 0.3 * before
+
+
+@pytest.mark.parametrize("opening_weight", [0.0, 0.1])
+def test_a_run_in_two_pieces_gives_the_same_numbers(
+    opening_weight: float, clips: list[Clip], tmp_path: Path
+) -> None:
     """Whatever was drawn from torch's global generator, which dropout uses, between the pieces."""
-    given, config = options(steps=4), dataclasses.replace(CONFIG, dropout=0.1)
+    given = options(steps=4, opening_weight=opening_weight)
+    config = dataclasses.replace(CONFIG, dropout=0.1)
     run = train.identity(given, config, "data")
     straight = new_training(config, given, None, CPU)
     steps(straight, clips, given, 4, config)
@@ -192,7 +214,8 @@ def test_a_run_in_two_pieces_gives_the_same_numbers(clips: list[Clip], tmp_path:
     torch.rand(5)
     steps(second, clips, given, 2, config)
     assert second.losses == straight.losses
-    for one, other in ((straight.model, second.model), (straight.ema, second.ema)):
+    for name in ("model", "ema", "opening_head"):
+        one, other = getattr(straight, name), getattr(second, name)
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     moments = zip(straight.optimizer.state.values(), second.optimizer.state.values(), strict=True)
     assert all(torch.equal(one[key], other[key]) for one, other in moments for key in one)
@@ -346,6 +369,7 @@ def test_from_clips_to_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest
         (["--data=x", "--out=y", "--minutes=0"], "--minutes 0"),
         (["--data=x", "--out=y", "--steps=1", "--augment=2"], "--augment 2.0"),
         (["--data=x", "--out=y", "--steps=1", "--noisy_share=-1"], "--noisy_share -1.0"),
+        (["--data=x", "--out=y", "--steps=1", "--opening_weight=-1"], "--opening_weight -1.0"),
         (["--data=nowhere", "--out={tmp}/run", "--steps=1"], "nowhere"),
         (["--data={tmp}", "--out={tmp}/run", "--steps=1"], "no video in it"),
         (["--data={tmp}", "--out={tmp}/run", "--steps=1", "--init=no.pt"], "--init no.pt"),
@@ -359,6 +383,16 @@ def test_bad_input_is_one_line_and_status_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: ")
     assert words in line
+
+
+def test_openings_need_landmarks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "openings_of", lambda *_: None)
+    command = [f"--data={folder}", f"--out={tmp_path / 'run'}", "--steps=1", "--workers=1", *MODEL_FLAGS]
+    assert main([*command, "--opening_weight=0.1"]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "finds no landmarks; give dlib" in line
 
 
 def test_flags_of_the_network_are_kept_apart() -> None:
