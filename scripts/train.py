@@ -84,7 +84,7 @@ MAX_DROP = 0.065
 COLOUR_CHANGE = 0.1
 LUMA = (0.299, 0.587, 0.114)
 
-OPENING_EXAMPLES = 32  # mel windows per step, in which they cost what 4 pictures of 64 px do
+OPENING_EXAMPLES = 32  # mel windows per step; they cost as much as 4 pictures of 64 px
 OPENING_UNIT = 0.1  # of the inter-ocular distance, about what speech varies by
 
 VALIDATION_EXAMPLES = 64
@@ -124,7 +124,7 @@ class Options:
     augment: float = option(1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1")
     noisy_share: float = option(0.0, "share of the examples that get one of the noisiest third of the diffusion steps")
     opening_weight: float = option(
-        0.0, "weight of a second loss: whether the audio code tells how far the mouth is open; needs landmarks (dlib)"
+        0.0, "weight of a second loss: whether the audio code tells how far the mouth is open; needs dlib's landmarks"
     )
     val_share: float = option(0.1, "share of the clips (of each clip, if there are few) kept for validation")
     log_every: int = option(100, "steps between lines of the log")
@@ -158,6 +158,11 @@ class Options:
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is missing: give a folder")
+        if self.opening_weight and self.face_detector != "dlib":
+            raise InputError(
+                f"--opening_weight {self.opening_weight} needs landmarks, which --face_detector {self.face_detector} "
+                "does not give; give dlib, or drop --opening_weight"
+            )
         if (self.steps is None) == (self.minutes is None):
             raise InputError("give either --steps or --minutes: how long to train")
         length = self.steps if self.minutes is None else self.minutes
@@ -189,17 +194,16 @@ class Clip:
 
     crops: uint8 [F, G, G, 3], the box and a margin around it (see `face_view`).
     frames: int64 [F], the crops' frame numbers at FPS. mel: float32 [audio_dim, steps].
-    openings: float32 [F], `mouth_opening` of each; None from a detector without landmarks.
+    openings: float32 [F], `mouth_opening` of each; NaN from a detector without landmarks.
     """
 
     crops: np.ndarray
     frames: np.ndarray
     mel: np.ndarray
-    openings: np.ndarray | None = None
+    openings: np.ndarray
 
     def part(self, start: int, stop: int) -> "Clip":
-        openings = None if self.openings is None else self.openings[start:stop]
-        return Clip(self.crops[start:stop], self.frames[start:stop], self.mel, openings)
+        return Clip(self.crops[start:stop], self.frames[start:stop], self.mel, self.openings[start:stop])
 
 
 @dataclass(frozen=True)
@@ -256,10 +260,10 @@ def faces_seen(track: FaceTrack) -> np.ndarray:
     return np.flatnonzero(track.has_face & ~track.is_interpolated)
 
 
-def openings_of(track: FaceTrack, frames: np.ndarray) -> np.ndarray | None:
+def openings_of(track: FaceTrack, frames: np.ndarray) -> np.ndarray:
     """`Clip.openings` of these frames."""
     if track.landmarks is None:
-        return None
+        return np.full(len(frames), np.nan, np.float32)
     return np.array([mouth_opening(track.landmarks[frame]) for frame in frames], np.float32)
 
 
@@ -392,7 +396,6 @@ def draw_openings(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> tu
     """Mel windows float32 [n, audio_dim, 16] and the openings float32 [n] of n frames, all equally likely."""
     mels, openings = [], []
     for clip, index in draw_frames(clips, n, rng):
-        assert clip.openings is not None  # `run` checked it
         mels.append(mel_window(clip, index))
         openings.append(clip.openings[index])
     return np.stack(mels), np.array(openings)
@@ -809,11 +812,6 @@ def run(options: Options, flags: Mapping[str, Any]) -> int:
     except OSError as error:
         raise InputError(f"--out {options.out}: {error.strerror}; give a folder that you may write to") from None
     clips, data_key = prepare_clips(options, config)
-    if options.opening_weight and any(clip.openings is None for clip in clips):
-        raise InputError(
-            f"--opening_weight {options.opening_weight}: --face_detector {options.face_detector} finds no landmarks; "
-            "give dlib, or drop --opening_weight"
-        )
     training_clips, validation_clips = split(clips, options.val_share)
     training = new_training(config, options, init, device)
     run_identity = identity(options, config, data_key)

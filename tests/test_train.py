@@ -102,6 +102,16 @@ def test_a_reference_is_another_frame_of_the_same_clip(clips: list[Clip]) -> Non
     assert len({int(crop[0, 0, 0]) for crop in crops}) == 2
 
 
+def test_openings_are_of_the_frames_seen() -> None:
+    landmarks = np.random.default_rng(0).random((6, 68, 2)).astype(np.float32)
+    yes, no = np.ones(6, bool), np.zeros(6, bool)
+    track = train.FaceTrack(np.zeros((6, 4), np.int64), landmarks, yes, no, no)
+    frames = np.array([1, 4])
+    np.testing.assert_allclose(train.openings_of(track, frames), [train.mouth_opening(landmarks[f]) for f in frames])
+    unknown = dataclasses.replace(track, landmarks=None)
+    assert np.isnan(train.openings_of(unknown, frames)).tolist() == [True, True]
+
+
 def test_augmentation_keeps_what_belongs_together() -> None:
     """Flip and colour are those of the reference; strength 0 changes neither."""
     stored = np.zeros((80, 80, 3), np.uint8)
@@ -370,6 +380,7 @@ def test_from_clips_to_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest
         (["--data=x", "--out=y", "--steps=1", "--augment=2"], "--augment 2.0"),
         (["--data=x", "--out=y", "--steps=1", "--noisy_share=-1"], "--noisy_share -1.0"),
         (["--data=x", "--out=y", "--steps=1", "--opening_weight=-1"], "--opening_weight -1.0"),
+        (["--data=x", "--out=y", "--steps=1", "--opening_weight=1", "--face_detector=sfd"], "sfd does not give"),
         (["--data=nowhere", "--out={tmp}/run", "--steps=1"], "nowhere"),
         (["--data={tmp}", "--out={tmp}/run", "--steps=1"], "no video in it"),
         (["--data={tmp}", "--out={tmp}/run", "--steps=1", "--init=no.pt"], "--init no.pt"),
@@ -383,16 +394,6 @@ def test_bad_input_is_one_line_and_status_2(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: ")
     assert words in line
-
-
-def test_openings_need_landmarks(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(train, "openings_of", lambda *_: None)
-    command = [f"--data={folder}", f"--out={tmp_path / 'run'}", "--steps=1", "--workers=1", *MODEL_FLAGS]
-    assert main([*command, "--opening_weight=0.1"]) == 2
-    *_, line = capsys.readouterr().err.splitlines()
-    assert "finds no landmarks; give dlib" in line
 
 
 def test_flags_of_the_network_are_kept_apart() -> None:
