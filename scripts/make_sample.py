@@ -610,8 +610,15 @@ under the table|while we were away|just outside Paris|at half past five|from the
 over and over|this week""".split("|")
 OPENERS = ["", "", "", "Well, ", "Yes. ", "Oh! ", "Maybe ", "Wow, ", "But ", "Imagine: ", "Of course ", "Hello. "]
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
-VOICES = [f"{a}+{v}" for a in ACCENTS for v in ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m7")]
-HELD_OUT_VOICES = [f"{a}+{v}" for a in ACCENTS for v in ("Andrea", "anika", "linda", "steph", "m6", "m8", "max")]
+# espeak-ng's variants: the plainer ones, without robots and whispers, and without those that are almost held-out ones
+VARIANTS = """\
+f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m7 Alex Alicia Andy Annie AnxiousAndy Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco
+Mario Michael Mike Nguyen Storm adam announcer antonio aunty benjamin boris caleb croak david ed edward edward2 grandma
+grandpa gustave iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 klatt4 klatt5 klatt6 marcelo michel miguel
+norbert pablo paul pedro quincy rob robert sandro shelby travis victor zac""".split()
+HELD_OUT_VARIANTS = ("Andrea", "anika", "linda", "steph", "m6", "m8", "max")
+VOICES = [f"{accent}+{variant}" for accent in ACCENTS for variant in VARIANTS]
+HELD_OUT_VOICES = [f"{accent}+{variant}" for accent in ACCENTS for variant in HELD_OUT_VARIANTS]
 
 
 def training_script(seed: int, voices: Sequence[str]) -> Script:

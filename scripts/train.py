@@ -84,10 +84,16 @@ MAX_DROP = 0.065
 COLOUR_CHANGE = 0.1
 LUMA = (0.299, 0.587, 0.114)
 
+MEL_STRETCH = 0.12
+MEL_SHIFT = 0.0625  # of the mel axis: 5 of 80 bands
+MEL_LEVEL = 0.6  # 7.5 dB, a standard deviation
+MEL_FLOOR = -3.9  # below is silence
+
 OPENING_EXAMPLES = 32  # mel windows per step; they cost as much as 4 pictures of 64 px
 OPENING_UNIT = 0.1  # of the inter-ocular distance, about what speech varies by
 
 VALIDATION_EXAMPLES = 64
+VALIDATION_OPENINGS = 256
 SHEET_EXAMPLES = 8
 SHEET_RESPACING = "ddim10"
 SHEET_SEED = 7
@@ -122,10 +128,12 @@ class Options:
     ema_decay: float = option(0.999, "decay of the averaged weights per step; less in the first steps")
     seed: int = option(0, "seed of weights, batches and noise")
     augment: float = option(1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1")
+    mel_augment: float = option(1.0, "strength of the changes that make the sound that of other voices, 0 to 1")
     noisy_share: float = option(0.0, "share of the examples that get one of the noisiest third of the diffusion steps")
     opening_weight: float = option(
         0.0, "weight of a second loss: whether the audio code tells how far the mouth is open; needs dlib's landmarks"
     )
+    opening_steps: int = option(0, "first steps, which teach the audio encoder alone by --opening_weight's loss")
     val_share: float = option(0.1, "share of the clips (of each clip, if there are few) kept for validation")
     log_every: int = option(100, "steps between lines of the log")
     sheet_every: int = option(500, "steps between sample sheets")
@@ -145,8 +153,10 @@ class Options:
             ("ema_decay", 0, 1),
             ("seed", 0, 1 << 62),
             ("augment", 0, 1),
+            ("mel_augment", 0, 1),
             ("noisy_share", 0, 1),
             ("opening_weight", 0, 1e3),
+            ("opening_steps", 0, 1 << 30),
             ("val_share", 0.01, 0.5),
             ("log_every", 1, 1 << 30),
             ("sheet_every", 1, 1 << 30),
@@ -162,6 +172,10 @@ class Options:
             raise InputError(
                 f"--opening_weight {self.opening_weight} needs landmarks, which --face_detector {self.face_detector} "
                 "does not give; give dlib, or drop --opening_weight"
+            )
+        if self.opening_steps and not self.opening_weight:
+            raise InputError(
+                f"--opening_steps {self.opening_steps} needs a loss to teach by; give --opening_weight 0.03"
             )
         if (self.steps is None) == (self.minutes is None):
             raise InputError("give either --steps or --minutes: how long to train")
@@ -372,11 +386,12 @@ def split(clips: list[Clip], val_share: float) -> tuple[list[Clip], list[Clip]]:
 
 
 def draw_examples(
-    clips: Sequence[Clip], n: int, image_size: int, rng: np.random.Generator, augment: float | None
+    clips: Sequence[Clip], n: int, image_size: int, rng: np.random.Generator, augment: float | None, mel_augment: float
 ) -> Examples:
     """Draw n frames, all equally likely, each with another frame of its clip as reference.
 
     :param augment: strength of `augmented`; None leaves the crops as they are.
+    :param mel_augment: strength of `other_voice`.
     """
     crops, refs, mels = [], [], []
     for clip, index in draw_frames(clips, n, rng):
@@ -388,15 +403,17 @@ def draw_examples(
             crop, ref = augmented(views, image_size, rng, augment)
         crops.append(crop)
         refs.append(ref)
-        mels.append(mel_window(clip, index))
+        mels.append(other_voice(mel_window(clip, index), rng, mel_augment))
     return crops, refs, np.stack(mels)
 
 
-def draw_openings(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_openings(
+    clips: Sequence[Clip], n: int, rng: np.random.Generator, mel_augment: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Mel windows float32 [n, audio_dim, 16] and the openings float32 [n] of n frames, all equally likely."""
     mels, openings = [], []
     for clip, index in draw_frames(clips, n, rng):
-        mels.append(mel_window(clip, index))
+        mels.append(other_voice(mel_window(clip, index), rng, mel_augment))
         openings.append(clip.openings[index])
     return np.stack(mels), np.array(openings)
 
@@ -411,6 +428,24 @@ def draw_frames(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> Iter
 def mel_window(clip: Clip, index: int) -> np.ndarray:
     frame = int(clip.frames[index])
     return mel_windows(clip.mel, frame, frame + 1, FPS)[0]
+
+
+def other_voice(mel: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A mel window [audio_dim, 16] in another voice: formants moved and stretched, the level and its slope changed.
+
+    A vocal tract's length scales the formants (Jaitly & Hinton 2013, "Vocal Tract Length Perturbation").
+
+    :return: float32 [audio_dim, 16] in [-4, 4], another array.
+    """
+    bands = len(mel)
+    stretch = 1 + strength * rng.uniform(-MEL_STRETCH, MEL_STRETCH)
+    shift = strength * rng.uniform(-MEL_SHIFT, MEL_SHIFT) * bands
+    level, slope = strength * rng.normal(0, MEL_LEVEL, size=2)
+    to_mel = np.array([[1, 0, 0], [0, stretch, shift]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(mel, to_mel, mel.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    louder = moved + (level + slope * np.linspace(-1, 1, bands)[:, None])
+    return np.clip(np.where(moved > MEL_FLOOR, louder, moved), -4, 4).astype(np.float32)
 
 
 def face_view(
@@ -494,7 +529,7 @@ def training_batch(
 ) -> Batch:
     """A function of seed and step alone, so that a continued run needs nothing of the one before."""
     rng = np.random.default_rng([options.seed, step])
-    examples = draw_examples(clips, options.batch_size, config.image_size, rng, options.augment)
+    examples = draw_examples(clips, options.batch_size, config.image_size, rng, options.augment, options.mel_augment)
     steps = torch.from_numpy(draw_steps(config.diffusion_steps, options.batch_size, options.noisy_share, rng))
     noise_seed, dropout_seed = (int(v) for v in rng.integers(1 << 62, size=2))
     torch.manual_seed(dropout_seed)
@@ -519,8 +554,9 @@ class Validation:
         self.device = device
         self.batch_size = options.batch_size
         self.examples = draw_examples(
-            clips, VALIDATION_EXAMPLES, config.image_size, np.random.default_rng(0), augment=None
+            clips, VALIDATION_EXAMPLES, config.image_size, np.random.default_rng(0), augment=None, mel_augment=0
         )
+        self.openings = draw_openings(clips, VALIDATION_OPENINGS, np.random.default_rng(0), mel_augment=0)
         self.sheet_diffusion = create_gaussian_diffusion(config, SHEET_RESPACING)
 
     def _batches(self) -> Iterator[Batch]:
@@ -535,6 +571,13 @@ class Validation:
     def loss(self, model: TFGModel, diffusion: GaussianDiffusion) -> float:
         losses = [batch_losses(model, diffusion, batch, self.config) for batch in self._batches()]
         return float(torch.cat(losses).mean())
+
+    @torch.inference_mode()
+    def opening_r(self, training: "Training") -> float:
+        """Correlation of the openings with those that are read from the audio code."""
+        mels, openings = self.openings
+        read = read_openings(training, torch.from_numpy(mels).to(self.device))
+        return float(np.corrcoef(read.cpu(), openings)[0, 1])
 
     @torch.inference_mode()
     def sheet(self, model: TFGModel) -> np.ndarray:
@@ -647,22 +690,30 @@ def opening_loss(training: Training, clips: Sequence[Clip], options: Options, de
     picture. This one has no picture to pay for.
     """
     rng = np.random.default_rng([options.seed, training.step, 1])
-    mels, openings = draw_openings(clips, OPENING_EXAMPLES, rng)
-    code = training.model.encode_audio(torch.from_numpy(mels).to(device))
-    read = training.opening_head(code.flatten(1).float())[:, 0]
+    mels, openings = draw_openings(clips, OPENING_EXAMPLES, rng, options.mel_augment)
+    read = read_openings(training, torch.from_numpy(mels).to(device))
     return torch.nn.functional.mse_loss(read, torch.from_numpy(openings / OPENING_UNIT).to(device))
 
 
+def read_openings(training: Training, mels: Tensor) -> Tensor:
+    """Openings float32 [N], in OPENING_UNITs, that `opening_head` reads from mel windows."""
+    code = training.model.encode_audio(mels)
+    return training.opening_head(code.flatten(1).float())[:, 0]
+
+
 def train_step(
-    training: Training, diffusion: GaussianDiffusion, batch: Batch, clips: Sequence[Clip], options: Options,
-    config: ModelConfig,
+    training: Training, diffusion: GaussianDiffusion, clips: Sequence[Clip], options: Options, config: ModelConfig,
+    device: torch.device,
 ) -> None:  # fmt: skip
-    loss = batch_losses(training.model, diffusion, batch, config).mean()
-    training.losses.append(loss.item())
+    losses = []
+    if training.step >= options.opening_steps:
+        batch = training_batch(clips, training.step, options, config, device)
+        losses.append(batch_losses(training.model, diffusion, batch, config).mean())
     if options.opening_weight:
-        loss = loss + options.opening_weight * opening_loss(training, clips, options, batch.noise.device)
+        losses.append(options.opening_weight * opening_loss(training, clips, options, device))
+    training.losses.append(losses[0].item())
     training.optimizer.zero_grad()
-    loss.backward()
+    torch.stack(losses).sum().backward()
     torch.nn.utils.clip_grad_norm_(training.model.parameters(), options.grad_clip)
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(training, options)
@@ -706,14 +757,15 @@ def train(
     logged_step, logged_seconds = training.step, training.seconds
     while progress(training, options) < 1 and stop.number is None:
         start = time.monotonic()
-        batch = training_batch(clips, training.step, options, config, validation.device)
-        train_step(training, diffusion, batch, clips, options, config)
+        train_step(training, diffusion, clips, options, config, validation.device)
         training.seconds += time.monotonic() - start
         is_last = progress(training, options) >= 1
         if training.step % options.log_every == 0 or is_last:
-            images = (training.step - logged_step) * options.batch_size
-            rate = images / (training.seconds - logged_seconds)
-            log(training, validation.loss(training.ema, diffusion), rate, options)
+            rate = (training.step - logged_step) / (training.seconds - logged_seconds)
+            figures = f"val {validation.loss(training.ema, diffusion):.5f}"
+            if options.opening_weight:
+                figures += f"  opening r {validation.opening_r(training):.3f}"
+            log(training, figures, rate, options)
             logged_step, logged_seconds = training.step, training.seconds
         if training.step % options.sheet_every == 0 or is_last:
             write_sheet(Path(options.out, f"sheet-{training.step:07d}.png"), validation.sheet(training.ema))
@@ -722,10 +774,10 @@ def train(
     save()
 
 
-def log(training: Training, validation_loss: float, rate: float, options: Options) -> None:
+def log(training: Training, validation: str, rate: float, options: Options) -> None:
     line = (
         f"step {training.step}  {training.seconds / 60:.2f} min  train {np.mean(training.losses):.5f}  "
-        f"val {validation_loss:.5f}  lr {learning_rate(training, options):.2e}  {rate:.1f} images/s"
+        f"{validation}  lr {learning_rate(training, options):.2e}  {rate:.2f} steps/s"
     )
     training.losses.clear()
     print(line, flush=True)
