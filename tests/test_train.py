@@ -177,6 +177,19 @@ def test_another_voice_has_its_formants_elsewhere_at_the_same_time() -> None:
     assert np.std(levels) > 0.2
 
 
+def test_training_hears_other_voices_and_validation_does_not(clips: list[Clip]) -> None:
+    def heard(strength: float) -> tuple[np.ndarray, ...]:
+        _, _, mels = draw_examples(clips, 3, SIZE, np.random.default_rng(0), augment=None, mel_augment=strength)
+        batch = train.training_batch(clips, 0, options(mel_augment=strength), CONFIG, CPU)
+        alone, _ = train.draw_openings(clips, 3, np.random.default_rng(0), strength)
+        return mels, batch.inputs["indiv_mels"].numpy(), alone
+
+    for kept, other in zip(heard(0), heard(1), strict=True):
+        assert np.abs(kept - other).max() > 0.1
+    validation, plain = (Validation(clips, options(mel_augment=strength), CONFIG, CPU) for strength in (1, 0))
+    assert np.array_equal(validation.examples[2], plain.examples[2])
+
+
 def test_validation_takes_the_last_clips_or_the_ends_of_a_few(clips: list[Clip]) -> None:
     few, ends = split(clips, 0.2)
     assert [len(clip.frames) for clip in few] == [20, 20]
