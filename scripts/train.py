@@ -531,9 +531,7 @@ def training_batch(
     rng = np.random.default_rng([options.seed, step])
     examples = draw_examples(clips, options.batch_size, config.image_size, rng, options.augment, options.mel_augment)
     steps = torch.from_numpy(draw_steps(config.diffusion_steps, options.batch_size, options.noisy_share, rng))
-    noise_seed, dropout_seed = (int(v) for v in rng.integers(1 << 62, size=2))
-    torch.manual_seed(dropout_seed)
-    return make_batch(examples, steps, torch.Generator().manual_seed(noise_seed), device)
+    return make_batch(examples, steps, torch.Generator().manual_seed(int(rng.integers(1 << 62))), device)
 
 
 def draw_steps(n_steps: int, n: int, noisy_share: float, rng: np.random.Generator) -> np.ndarray:
@@ -576,7 +574,7 @@ class Validation:
     def opening_r(self, training: "Training") -> float:
         """Correlation of the openings with those that are read from the audio code."""
         mels, openings = self.openings
-        read = read_openings(training, torch.from_numpy(mels).to(self.device))
+        read = read_openings(training.ema, training.opening_head, torch.from_numpy(mels).to(self.device))
         return float(np.corrcoef(read.cpu(), openings)[0, 1])
 
     @torch.inference_mode()
@@ -691,20 +689,21 @@ def opening_loss(training: Training, clips: Sequence[Clip], options: Options, de
     """
     rng = np.random.default_rng([options.seed, training.step, 1])
     mels, openings = draw_openings(clips, OPENING_EXAMPLES, rng, options.mel_augment)
-    read = read_openings(training, torch.from_numpy(mels).to(device))
+    read = read_openings(training.model, training.opening_head, torch.from_numpy(mels).to(device))
     return torch.nn.functional.mse_loss(read, torch.from_numpy(openings / OPENING_UNIT).to(device))
 
 
-def read_openings(training: Training, mels: Tensor) -> Tensor:
-    """Openings float32 [N], in OPENING_UNITs, that `opening_head` reads from mel windows."""
-    code = training.model.encode_audio(mels)
-    return training.opening_head(code.flatten(1).float())[:, 0]
+def read_openings(model: TFGModel, opening_head: torch.nn.Linear, mels: Tensor) -> Tensor:
+    """Openings float32 [N], in OPENING_UNITs, read from the audio codes of mel windows."""
+    return opening_head(model.encode_audio(mels).flatten(1).float())[:, 0]
 
 
 def train_step(
     training: Training, diffusion: GaussianDiffusion, clips: Sequence[Clip], options: Options, config: ModelConfig,
     device: torch.device,
 ) -> None:  # fmt: skip
+    # dropout draws from it; a function of seed and step, as all else
+    torch.manual_seed(int(np.random.default_rng([options.seed, training.step, 2]).integers(1 << 62)))
     losses = []
     if training.step >= options.opening_steps:
         batch = training_batch(clips, training.step, options, config, device)
