@@ -91,6 +91,7 @@ MEL_FLOOR = -3.9  # below is silence
 
 OPENING_EXAMPLES = 32  # mel windows per step; they cost as much as 4 pictures of 64 px
 OPENING_UNIT = 0.1  # of the inter-ocular distance, about what speech varies by
+OPENING_NEIGHBOURS = 2  # frames before and after whose openings are read besides
 
 VALIDATION_EXAMPLES = 64
 VALIDATION_OPENINGS = 256
@@ -208,7 +209,7 @@ class Clip:
 
     crops: uint8 [F, G, G, 3], the box and a margin around it (see `face_view`).
     frames: int64 [F], the crops' frame numbers at FPS. mel: float32 [audio_dim, steps].
-    openings: float32 [F], `mouth_opening` of each; NaN from a detector without landmarks.
+    openings: float32 [F, 2 * OPENING_NEIGHBOURS + 1], see `openings_of`.
     """
 
     crops: np.ndarray
@@ -275,10 +276,15 @@ def faces_seen(track: FaceTrack) -> np.ndarray:
 
 
 def openings_of(track: FaceTrack, frames: np.ndarray) -> np.ndarray:
-    """`Clip.openings` of these frames."""
-    if track.landmarks is None:
-        return np.full(len(frames), np.nan, np.float32)
-    return np.array([mouth_opening(track.landmarks[frame]) for frame in frames], np.float32)
+    """`mouth_opening` around these frames, float32 [F, 2 * OPENING_NEIGHBOURS + 1]: of the frame itself in the middle.
+
+    NaN where the track has no landmarks or no frame.
+    """
+    openings = np.full(len(track.boxes) + 2 * OPENING_NEIGHBOURS, np.nan, np.float32)
+    if track.landmarks is not None:
+        inner = slice(OPENING_NEIGHBOURS, OPENING_NEIGHBOURS + len(track.boxes))
+        openings[inner] = [mouth_opening(landmarks) for landmarks in track.landmarks]
+    return np.lib.stride_tricks.sliding_window_view(openings, 2 * OPENING_NEIGHBOURS + 1)[frames]
 
 
 def write_crops(path: Path, video: VideoSource, track: FaceTrack, image_size: int) -> None:
@@ -410,12 +416,12 @@ def draw_examples(
 def draw_openings(
     clips: Sequence[Clip], n: int, rng: np.random.Generator, mel_augment: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mel windows float32 [n, audio_dim, 16] and the openings float32 [n] of n frames, all equally likely."""
+    """Mel windows float32 [n, audio_dim, 16] and `Clip.openings` of n frames, all equally likely."""
     mels, openings = [], []
     for clip, index in draw_frames(clips, n, rng):
         mels.append(other_voice(mel_window(clip, index), rng, mel_augment))
         openings.append(clip.openings[index])
-    return np.stack(mels), np.array(openings)
+    return np.stack(mels), np.stack(openings)
 
 
 def draw_frames(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> Iterator[tuple[Clip, int]]:
@@ -575,7 +581,7 @@ class Validation:
         """Correlation of the openings with those that are read from the audio code."""
         mels, openings = self.openings
         read = read_openings(training.ema, training.opening_head, torch.from_numpy(mels).to(self.device))
-        return float(np.corrcoef(read.cpu(), openings)[0, 1])
+        return float(np.corrcoef(read[:, OPENING_NEIGHBOURS].cpu(), openings[:, OPENING_NEIGHBOURS])[0, 1])
 
     @torch.inference_mode()
     def sheet(self, model: TFGModel) -> np.ndarray:
@@ -616,7 +622,7 @@ def batch_losses(model: TFGModel, diffusion: GaussianDiffusion, batch: Batch, co
 class Training:
     """What a step changes, and what state.pt holds. `losses` are those since the last line of the log.
 
-    opening_head: reads the mouth's opening from the audio code for `--opening_weight`; not part of the network.
+    opening_head: reads the mouth's openings from the audio code for `--opening_weight`; not part of the network.
     """
 
     model: TFGModel
@@ -635,7 +641,7 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
         print(start_from(model, init))
     model.to(device).to(memory_format=torch.channels_last)
     code = model.encode_audio(torch.zeros(1, config.audio_dim, 16, device=device))
-    opening_head = torch.nn.Linear(code[0].numel(), 1, device=device)
+    opening_head = torch.nn.Linear(code[0].numel(), 2 * OPENING_NEIGHBOURS + 1, device=device)
     parameters = [*model.parameters(), *opening_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
     return Training(model, copy.deepcopy(model).requires_grad_(False).eval(), opening_head, optimizer)
@@ -682,20 +688,22 @@ def learning_rate(training: Training, options: Options) -> float:
 
 
 def opening_loss(training: Training, clips: Sequence[Clip], options: Options, device: torch.device) -> Tensor:
-    """How far off the mouth's opening is that `opening_head` reads from the audio code: mean square, in OPENING_UNITs.
+    """How far off the openings are that `opening_head` reads from the audio code: mean square, in OPENING_UNITs.
 
     The picture's loss teaches the sound slowly: it is mostly that of pixels that do not depend on it, one window per
-    picture. This one has no picture to pay for.
+    picture. This one has no picture to pay for; and the neighbours' openings, which the window tells too, halve the
+    number of windows that it takes.
     """
     rng = np.random.default_rng([options.seed, training.step, 1])
     mels, openings = draw_openings(clips, OPENING_EXAMPLES, rng, options.mel_augment)
     read = read_openings(training.model, training.opening_head, torch.from_numpy(mels).to(device))
-    return torch.nn.functional.mse_loss(read, torch.from_numpy(openings / OPENING_UNIT).to(device))
+    known = np.isfinite(openings)
+    return torch.nn.functional.mse_loss(read[known], torch.from_numpy(openings[known] / OPENING_UNIT).to(device))
 
 
 def read_openings(model: TFGModel, opening_head: torch.nn.Linear, mels: Tensor) -> Tensor:
-    """Openings float32 [N], in OPENING_UNITs, read from the audio codes of mel windows."""
-    return opening_head(model.encode_audio(mels).flatten(1).float())[:, 0]
+    """`Clip.openings` in OPENING_UNITs, read from the audio codes of mel windows; float32."""
+    return opening_head(model.encode_audio(mels).flatten(1).float())
 
 
 def train_step(

@@ -84,7 +84,9 @@ def clips() -> list[Clip]:
         # a mel window begins at its frame, at 80 steps per second
         heard = 8 * loud[np.arange(96) * train.FPS // 80] - 4
         mel = np.repeat([heard, -heard], 40, axis=0).astype(np.float32)
-        made.append(Clip(crops, np.arange(25), mel, (0.2 * loud).astype(np.float32)).part(0, 25))
+        around = np.pad(0.2 * loud, train.OPENING_NEIGHBOURS, constant_values=np.nan).astype(np.float32)
+        openings = np.lib.stride_tricks.sliding_window_view(around, 2 * train.OPENING_NEIGHBOURS + 1)
+        made.append(Clip(crops, np.arange(25), mel, openings).part(0, 25))
     return made
 
 
@@ -110,14 +112,18 @@ def test_a_reference_is_another_frame_of_the_same_clip(clips: list[Clip]) -> Non
     assert len({int(crop[0, 0, 0]) for crop in crops}) == 2
 
 
-def test_openings_are_of_the_frames_seen() -> None:
+def test_openings_are_of_the_frames_seen_and_their_neighbours() -> None:
     landmarks = np.random.default_rng(0).random((6, 68, 2)).astype(np.float32)
     yes, no = np.ones(6, bool), np.zeros(6, bool)
     track = train.FaceTrack(np.zeros((6, 4), np.int64), landmarks, yes, no, no)
-    frames = np.array([1, 4])
-    np.testing.assert_allclose(train.openings_of(track, frames), [train.mouth_opening(landmarks[f]) for f in frames])
+    frames = np.array([1, 3])
+    expected = [
+        [train.mouth_opening(landmarks[f + n]) if 0 <= f + n < 6 else np.nan for n in range(-2, 3)] for f in frames
+    ]
+    np.testing.assert_allclose(train.openings_of(track, frames), expected)
+    assert np.isnan(train.openings_of(track, frames)[:, 0]).tolist() == [True, False]
     unknown = dataclasses.replace(track, landmarks=None)
-    assert np.isnan(train.openings_of(unknown, frames)).tolist() == [True, True]
+    assert np.isnan(train.openings_of(unknown, frames)).all()
 
 
 def test_augmentation_keeps_what_belongs_together() -> None:
@@ -245,7 +251,14 @@ def test_the_audio_code_learns_the_mouths_opening(clips: list[Clip]) -> None:
     steps(training, clips, dataclasses.replace(given, opening_weight=0.0, opening_steps=0), 1)
     assert torch.equal(training.opening_head.weight, untouched)
     steps(training, clips, given, 40)
-    assert Validation(clips, given, CONFIG, CPU).opening_r(training) > 0.8
+    validation = Validation(clips, given, CONFIG, CPU)
+    assert validation.opening_r(training) > 0.8
+    mels, openings = validation.openings
+    with torch.inference_mode():
+        read = train.read_openings(training.ema, training.opening_head, torch.from_numpy(mels)).numpy()
+    for neighbour in range(openings.shape[1]):
+        known = np.isfinite(openings[:, neighbour])
+        assert np.corrcoef(read[known, neighbour], openings[known, neighbour])[0, 1] > 0.8
 
 
 def test_the_first_steps_can_be_for_the_audio_encoder_alone(clips: list[Clip]) -> None:
@@ -267,12 +280,12 @@ def test_the_log_says_how_well_the_opening_is_read(clips: list[Clip], monkeypatc
     training = new_training(CONFIG, options(), None, CPU)
     validation = Validation(clips, options(), CONFIG, CPU)
     monkeypatch.setattr(training.ema, "encode_audio", lambda mels: mels[:, :1, 0])  # the loudness at the frame
-    training.opening_head = torch.nn.Linear(1, 1)
+    training.opening_head = torch.nn.Linear(1, 2 * train.OPENING_NEIGHBOURS + 1)
     with torch.no_grad():
-        training.opening_head.weight.fill_(3)
+        training.opening_head.weight.zero_()[train.OPENING_NEIGHBOURS] = 3
     assert validation.opening_r(training) > 0.95
     with torch.no_grad():
-        training.opening_head.weight.fill_(-3)
+        training.opening_head.weight[train.OPENING_NEIGHBOURS] = -3
     assert validation.opening_r(training) < -0.95
 
 
