@@ -41,10 +41,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 
 
 def test_the_mouth_says_the_new_sentence(said: np.ndarray) -> None:
-    """r 0.80 with the new sentence, 0.34 with the old: the aim is 0.8 and 0.3 (checkpoints/README.md)."""
+    """r 0.83 with the new sentence; 0.31 with the old, by chance: as much as where the old mouth is not beneath it."""
     assert len(said) > 25 * (SECONDS - 0.3)
     new, old = (np.corrcoef(said, opening_of(name)[: len(said)])[0, 1] for name in ("speech.json", "astronaut.json"))
-    assert new > 0.72
+    assert new > 0.77
     assert old < 0.4
 
 
