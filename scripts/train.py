@@ -92,6 +92,7 @@ MEL_FLOOR = -3.9  # below is silence
 OPENING_EXAMPLES = 32  # mel windows per step; they cost as much as 4 pictures of 64 px
 OPENING_UNIT = 0.1  # of the inter-ocular distance, about what speech varies by
 OPENING_NEIGHBOURS = 2  # frames before and after whose openings are read besides
+OPENINGS = 2 * OPENING_NEIGHBOURS + 1
 
 VALIDATION_EXAMPLES = 64
 VALIDATION_OPENINGS = 256
@@ -209,7 +210,7 @@ class Clip:
 
     crops: uint8 [F, G, G, 3], the box and a margin around it (see `face_view`).
     frames: int64 [F], the crops' frame numbers at FPS. mel: float32 [audio_dim, steps].
-    openings: float32 [F, 2 * OPENING_NEIGHBOURS + 1], see `openings_of`.
+    openings: float32 [F, OPENINGS], see `openings_of`.
     """
 
     crops: np.ndarray
@@ -276,15 +277,15 @@ def faces_seen(track: FaceTrack) -> np.ndarray:
 
 
 def openings_of(track: FaceTrack, frames: np.ndarray) -> np.ndarray:
-    """`mouth_opening` around these frames, float32 [F, 2 * OPENING_NEIGHBOURS + 1]: of the frame itself in the middle.
+    """`mouth_opening` around these frames, float32 [F, OPENINGS]: of the frame itself in the middle.
 
     NaN where the track has no landmarks or no frame.
     """
-    openings = np.full(len(track.boxes) + 2 * OPENING_NEIGHBOURS, np.nan, np.float32)
+    openings = np.full(len(track.boxes), np.nan, np.float32)
     if track.landmarks is not None:
-        inner = slice(OPENING_NEIGHBOURS, OPENING_NEIGHBOURS + len(track.boxes))
-        openings[inner] = [mouth_opening(landmarks) for landmarks in track.landmarks]
-    return np.lib.stride_tricks.sliding_window_view(openings, 2 * OPENING_NEIGHBOURS + 1)[frames]
+        openings[:] = [mouth_opening(landmarks) for landmarks in track.landmarks]
+    around = np.pad(openings, OPENING_NEIGHBOURS, constant_values=np.nan)
+    return np.lib.stride_tricks.sliding_window_view(around, OPENINGS)[frames]
 
 
 def write_crops(path: Path, video: VideoSource, track: FaceTrack, image_size: int) -> None:
@@ -641,7 +642,7 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
         print(start_from(model, init))
     model.to(device).to(memory_format=torch.channels_last)
     code = model.encode_audio(torch.zeros(1, config.audio_dim, 16, device=device))
-    opening_head = torch.nn.Linear(code[0].numel(), 2 * OPENING_NEIGHBOURS + 1, device=device)
+    opening_head = torch.nn.Linear(code[0].numel(), OPENINGS, device=device)
     parameters = [*model.parameters(), *opening_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
     return Training(model, copy.deepcopy(model).requires_grad_(False).eval(), opening_head, optimizer)

@@ -85,7 +85,7 @@ def clips() -> list[Clip]:
         heard = 8 * loud[np.arange(96) * train.FPS // 80] - 4
         mel = np.repeat([heard, -heard], 40, axis=0).astype(np.float32)
         around = np.pad(0.2 * loud, train.OPENING_NEIGHBOURS, constant_values=np.nan).astype(np.float32)
-        openings = np.lib.stride_tricks.sliding_window_view(around, 2 * train.OPENING_NEIGHBOURS + 1)
+        openings = np.lib.stride_tricks.sliding_window_view(around, train.OPENINGS)
         made.append(Clip(crops, np.arange(25), mel, openings).part(0, 25))
     return made
 
@@ -280,7 +280,7 @@ def test_the_log_says_how_well_the_opening_is_read(clips: list[Clip], monkeypatc
     training = new_training(CONFIG, options(), None, CPU)
     validation = Validation(clips, options(), CONFIG, CPU)
     monkeypatch.setattr(training.ema, "encode_audio", lambda mels: mels[:, :1, 0])  # the loudness at the frame
-    training.opening_head = torch.nn.Linear(1, 2 * train.OPENING_NEIGHBOURS + 1)
+    training.opening_head = torch.nn.Linear(1, train.OPENINGS)
     with torch.no_grad():
         training.opening_head.weight.zero_()[train.OPENING_NEIGHBOURS] = 3
     assert validation.opening_r(training) > 0.95
