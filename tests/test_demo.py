@@ -41,11 +41,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 
 
 def test_the_mouth_says_the_new_sentence(said: np.ndarray) -> None:
-    """r 0.83 with the new sentence; 0.31 with the old, by chance: as much as where the old mouth is not beneath it."""
+    """r 0.84 with the new sentence, 0.28 with the old."""
     assert len(said) > 25 * (SECONDS - 0.3)
     new, old = (np.corrcoef(said, opening_of(name)[: len(said)])[0, 1] for name in ("speech.json", "astronaut.json"))
-    assert new > 0.77
-    assert old < 0.4
+    assert new > 0.78
+    assert old < 0.35
 
 
 def test_the_checkpoint_is_small_and_carries_its_configuration() -> None:
