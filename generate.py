@@ -30,16 +30,7 @@ from tqdm import tqdm
 from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.tracks import FaceTrack, build_track, fixed_track, smooth_landmarks
-from guided_diffusion.dist_util import (
-    DEVICES,
-    ChunkStore,
-    Ranks,
-    choose_device,
-    content_key,
-    file_digest,
-    join_ranks,
-    replace_when_complete,
-)
+from guided_diffusion.dist_util import DEVICES, Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.logger import Timings, large_blocks_apart, peak_memory, versions
@@ -58,6 +49,7 @@ from guided_diffusion.script_util import (
     model_config,
     option,
 )
+from guided_diffusion.store import ChunkStore, content_key, file_digest, replace_when_complete
 from guided_diffusion.tfg_data_util import resize_crop, sample_to_crops, sampling_noise, tfg_process_batch
 from guided_diffusion.unet import TFGModel
 from guided_diffusion.video_util import (

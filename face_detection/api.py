@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import torch
 
-from guided_diffusion.dist_util import file_digest
 from guided_diffusion.errors import InputError
+from guided_diffusion.store import file_digest
 
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 MIN_FACE_SIDE = 8

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from face_detection.api import MIN_FACE_SIDE, Detection, integer_corners
-from guided_diffusion.dist_util import replace_when_complete
 from guided_diffusion.errors import InputError
+from guided_diffusion.store import replace_when_complete
 
 MAX_GAP = 12
 """Frames without the face that are bridged by interpolation: half a second at 25 fps."""

@@ -25,12 +25,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from guided_diffusion.dist_util import content_key, file_digest, replace_when_complete  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.video_util import VideoWriter, count_frames, open_video, read_audio  # noqa: E402
+from _path import ROOT
+from guided_diffusion.errors import InputError
+from guided_diffusion.store import content_key, file_digest, replace_when_complete
+from guided_diffusion.video_util import VideoWriter, count_frames, open_video, read_audio
 
 GENERATE = ROOT / "generate.py"
 EVALUATE = ROOT / "scripts" / "evaluate.py"

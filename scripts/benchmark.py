@@ -24,26 +24,24 @@ import soundfile
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import generate  # noqa: E402
-from face_detection.api import FaceAlignment  # noqa: E402
-from guided_diffusion.dist_util import Ranks  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion  # noqa: E402
-from guided_diffusion.logger import peak_memory, versions  # noqa: E402
-from guided_diffusion.script_util import (  # noqa: E402
+import _path  # noqa: F401
+import generate
+from face_detection.api import FaceAlignment
+from guided_diffusion.dist_util import Ranks
+from guided_diffusion.errors import InputError
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.logger import peak_memory, versions
+from guided_diffusion.script_util import (
     Checkpoint,
     ModelConfig,
     create_gaussian_diffusion,
     create_model,
     load_model,
 )
-from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch  # noqa: E402
-from guided_diffusion.unet import TFGModel  # noqa: E402
-from guided_diffusion.video_util import VideoWriter, open_video  # noqa: E402
-from post_processing import Face, LipAlpha, generated_alpha, paste_crop, paste_through, paste_whole, sharpen  # noqa: E402
+from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch
+from guided_diffusion.unet import TFGModel
+from guided_diffusion.video_util import VideoWriter, open_video
+from post_processing import Face, LipAlpha, generated_alpha, paste_crop, paste_through, paste_whole, sharpen
 
 PARTS = ("sampling", "media", "composite", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25

@@ -16,14 +16,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from face_detection.api import DETECTORS, LIP, FaceAlignment  # noqa: E402
-from face_detection.tracks import FaceTrack, build_track  # noqa: E402
-from guided_diffusion.dist_util import replace_when_complete  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.video_util import VideoSource, VideoWriter, count_frames, open_video, read_audio  # noqa: E402
+import _path  # noqa: F401
+from face_detection.api import DETECTORS, LIP, FaceAlignment
+from face_detection.tracks import FaceTrack, build_track
+from guided_diffusion.errors import InputError
+from guided_diffusion.store import replace_when_complete
+from guided_diffusion.video_util import VideoSource, VideoWriter, count_frames, open_video, read_audio
 
 MAX_HEIGHT = 540
 ZOOM_PER_MOUTH = 1.6

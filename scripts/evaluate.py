@@ -22,18 +22,16 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from audio.audio import load_speech, rms_envelope  # noqa: E402
-from audio.hparams import DEFAULT as HPARAMS  # noqa: E402
-from face_detection.api import DETECTORS, LIP, FaceAlignment  # noqa: E402
-from face_detection.lip_metrics import landmark_distance, mouth_opening, sync_correlation  # noqa: E402
-from face_detection.tracks import FaceTrack, build_track  # noqa: E402
-from guided_diffusion.dist_util import file_digest, replace_when_complete  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.video_util import VideoSource, count_frames, open_video  # noqa: E402
-from post_processing import (  # noqa: E402
+import _path  # noqa: F401
+from audio.audio import load_speech, rms_envelope
+from audio.hparams import DEFAULT as HPARAMS
+from face_detection.api import DETECTORS, LIP, FaceAlignment
+from face_detection.lip_metrics import landmark_distance, mouth_opening, sync_correlation
+from face_detection.tracks import FaceTrack, build_track
+from guided_diffusion.errors import InputError
+from guided_diffusion.store import file_digest, replace_when_complete
+from guided_diffusion.video_util import VideoSource, count_frames, open_video
+from post_processing import (
     box_contour,
     lip_sharpness,
     mask_contour,
@@ -41,7 +39,7 @@ from post_processing import (  # noqa: E402
     ring_delta_e,
     seam_ratio,
 )
-from temporal_consistency import FlickerMeter, WarpErrorMeter  # noqa: E402
+from temporal_consistency import FlickerMeter, WarpErrorMeter
 
 MAX_PSNR = 100.0  # dB, what equal pictures count as
 MIN_SSIM_SIDE = 7  # px, SSIM's window

@@ -25,14 +25,12 @@ from scipy.interpolate import RBFInterpolator
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from face_detection.api import FaceAlignment  # noqa: E402
-from face_detection.lip_metrics import mouth_opening  # noqa: E402
-from guided_diffusion.dist_util import replace_when_complete  # noqa: E402
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.video_util import VideoWriter  # noqa: E402
+import _path  # noqa: F401
+from face_detection.api import FaceAlignment
+from face_detection.lip_metrics import mouth_opening
+from guided_diffusion.errors import InputError
+from guided_diffusion.store import replace_when_complete
+from guided_diffusion.video_util import VideoWriter
 
 FPS = 25
 SAMPLE_TEXT = "Good morning. My name is Pam, and I fly to the moon. We have blue water, warm bread and a good view."

@@ -29,25 +29,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from audio.audio import count_windows, load_speech, mel_windows, melspectrogram  # noqa: E402
-from audio.hparams import DEFAULT as HPARAMS  # noqa: E402
-from face_detection.api import DETECTORS, FaceAlignment  # noqa: E402
-from face_detection.lip_metrics import mouth_opening  # noqa: E402
-from face_detection.tracks import FaceTrack, build_track  # noqa: E402
-from generate import sample  # noqa: E402
-from guided_diffusion.dist_util import (  # noqa: E402
-    DEVICES,
-    choose_device,
-    content_key,
-    file_digest,
-    replace_when_complete,
-)
-from guided_diffusion.errors import InputError  # noqa: E402
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion  # noqa: E402
-from guided_diffusion.script_util import (  # noqa: E402
+import _path  # noqa: F401
+from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
+from audio.hparams import DEFAULT as HPARAMS
+from face_detection.api import DETECTORS, FaceAlignment
+from face_detection.lip_metrics import mouth_opening
+from face_detection.tracks import FaceTrack, build_track
+from generate import sample
+from guided_diffusion.dist_util import DEVICES, choose_device
+from guided_diffusion.errors import InputError
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.script_util import (
     Checkpoint,
     FlagParser,
     ModelConfig,
@@ -61,9 +53,10 @@ from guided_diffusion.script_util import (  # noqa: E402
     option,
     save_checkpoint,
 )
-from guided_diffusion.tfg_data_util import sample_to_crops, sampling_noise, tfg_process_batch  # noqa: E402
-from guided_diffusion.unet import TFGModel  # noqa: E402
-from guided_diffusion.video_util import VideoSource, open_video  # noqa: E402
+from guided_diffusion.store import content_key, file_digest, replace_when_complete
+from guided_diffusion.tfg_data_util import sample_to_crops, sampling_noise, tfg_process_batch
+from guided_diffusion.unet import TFGModel
+from guided_diffusion.video_util import VideoSource, open_video
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 FPS = 25

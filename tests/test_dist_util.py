@@ -1,22 +1,9 @@
-"""Device, keys, digests and files that are there whole or not at all."""
+"""Device and ranks."""
 
-import hashlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
-from guided_diffusion import dist_util
-from guided_diffusion.dist_util import (
-    ChunkStore,
-    Ranks,
-    choose_device,
-    content_key,
-    file_digest,
-    join_ranks,
-    replace_when_complete,
-)
+from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
 
 
@@ -62,89 +49,3 @@ def test_without_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> 
         assert ranks == Ranks(rank=0, size=1, local_rank=0)
         ranks.barrier()
         assert ranks.gather("report") == ["report"]
-
-
-@pytest.mark.parametrize("size", [0, 5, 16, 17, 40])
-def test_file_digest_is_sha256(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dist_util, "HASH_BLOCK", 16)
-    content = bytes(range(size))
-    path = tmp_path / "é file"
-    path.write_bytes(content)
-    assert file_digest(str(path)) == hashlib.sha256(content).hexdigest()
-
-
-def test_content_key_depends_on_names_and_values_not_on_their_order() -> None:
-    parts = {"seed": 7, "options": {"a": 1, "b": [1, 2]}}
-    key = content_key(parts)
-    assert key == content_key({"options": {"b": [1, 2], "a": 1}, "seed": 7})
-    assert key.isalnum()
-    others = [
-        {**parts, "seed": 8},
-        {**parts, "seed": "7"},
-        {"sed": 7, "options": parts["options"]},
-        {**parts, "options": {"a": 1, "b": [2, 1]}},
-        {**parts, "more": None},
-    ]
-    assert len({key, *map(content_key, others)}) == len(others) + 1
-
-
-def test_chunks_come_back_under_their_number(tmp_path: Path) -> None:
-    store = ChunkStore(tmp_path / "work folder" / "samples-é")
-    crops = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
-    assert store.load(0) is None
-    store.save(0, crops)
-    store.save(1, crops[:1])
-    for number, expected in ((0, crops), (1, crops[:1])):
-        loaded = ChunkStore(store.folder).load(number)
-        assert loaded is not None
-        assert loaded.dtype == np.uint8
-        np.testing.assert_array_equal(loaded, expected)
-    assert store.load(2) is None
-    assert len(list(store.folder.iterdir())) == 2
-
-
-def test_failed_save_leaves_the_old_chunk_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = ChunkStore(tmp_path)
-    old = np.zeros((1, 2, 2, 3), np.uint8)
-    store.save(0, old)
-
-    def full_disk(file: object, *_args: object, **_options: object) -> None:
-        file.write(b"\x93NUMPY")  # type: ignore[attr-defined]
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(np, "save", full_disk)
-    for number in (0, 1):
-        with pytest.raises(OSError, match="No space"):
-            store.save(number, old + 1)
-    np.testing.assert_array_equal(store.load(0), old)
-    assert store.load(1) is None
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_target_is_replaced_when_the_block_ends_well(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "é.mp4"
-    for content in ("first", "second"):
-        with replace_when_complete(path) as part:
-            assert part.parent == path.parent  # the same file system: os.replace is atomic
-            part.write_text(content)
-            assert not path.exists() or path.read_text() == "first"
-        assert path.read_text() == content
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("before_writing", [True, False])
-def test_target_stays_when_the_block_fails(error: type[BaseException], before_writing: bool, tmp_path: Path) -> None:
-    path = tmp_path / "result.mp4"
-    path.write_text("old")
-
-    def write() -> None:
-        with replace_when_complete(path) as part:
-            if not before_writing:
-                part.write_text("half")
-            raise error
-
-    with pytest.raises(error):
-        write()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,16 +1,12 @@
-"""Device, the ranks of several processes under `torchrun`, and the work folder's chunks."""
+"""Device, and the ranks of several processes under `torchrun`."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -19,7 +15,6 @@ from .errors import InputError
 DEVICES = ("auto", "cuda", "mps", "cpu")
 # one rank may detect faces in a long video while the others wait
 BARRIER_TIMEOUT = timedelta(days=1)
-HASH_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,49 +67,3 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not available[name]:
         raise InputError(f"--device {name}: PyTorch sees no such device here; give --device auto or cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
-
-
-def file_digest(path: str) -> str:
-    """SHA-256 of a file's content, as hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def content_key(parts: dict[str, Any]) -> str:
-    """A short name for everything that a stored result depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class ChunkStore:
-    """Sampled crops of one job on disk, a file per batch, in a folder that is named by the job's key."""
-
-    folder: Path
-
-    def load(self, batch: int) -> np.ndarray | None:
-        """Crops uint8 [N, h, w, 3] of a batch, or None when it has not been completed."""
-        path = self._path(batch)
-        return np.load(path, allow_pickle=False) if path.is_file() else None
-
-    def save(self, batch: int, crops: np.ndarray) -> None:
-        """Store a batch's crops; after a kill the file is there whole or not at all."""
-        with replace_when_complete(self._path(batch)) as part, open(part, "wb") as file:
-            np.save(file, crops, allow_pickle=False)
-
-    def _path(self, batch: int) -> Path:
-        return self.folder / f"{batch:06d}.npy"
-
-
-@contextmanager
-def replace_when_complete(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the target's place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dist_util import replace_when_complete
 from .errors import InputError
 from .gaussian_diffusion import NOISE_SCHEDULES, get_named_beta_schedule
 from .respace import SpacedDiffusion, space_timesteps
+from .store import replace_when_complete
 from .unet import TFGModel
 
 CHANNEL_MULT = {

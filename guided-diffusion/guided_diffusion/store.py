@@ -1,0 +1,99 @@
+"""The work folder: keys made from content, chunks of samples, and files that appear when they are complete."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HASH_BLOCK = 1 << 20
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a file's content, as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_key(parts: dict[str, Any]) -> str:
+    """A short name for everything that a stored result depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ChunkStore:
+    """Sampled crops of one job on disk, a file per batch, in a folder that is named by the job's key."""
+
+    folder: Path
+
+    def load(self, batch: int) -> np.ndarray | None:
+        """Crops uint8 [N, h, w, 3] of a batch, or None when it has not been completed, or is damaged."""
+        path = self._path(batch)
+        if not path.is_file():
+            return None
+        try:
+            return np.load(path, allow_pickle=False)
+        except (EOFError, OSError, ValueError):  # cut short by a power loss: sampled again
+            print(f"notice: {path} is damaged; its batch is sampled again", file=sys.stderr)
+            return None
+
+    def save(self, batch: int, crops: np.ndarray) -> None:
+        """Store a batch's crops; after a kill the file is there whole or not at all."""
+        with replace_when_complete(self._path(batch)) as part, open(part, "wb") as file:
+            np.save(file, crops, allow_pickle=False)
+
+    def _path(self, batch: int) -> Path:
+        return self.folder / f"{batch:06d}.npy"
+
+
+@contextmanager
+def replace_when_complete(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the target's place when the block ends well.
+
+    A symbolic link stays one: its target is written. What was written is on the disk before it gets its name, so that
+    a power loss leaves the old file or the new one.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_path(path)
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part_path(path: Path) -> Path:
+    """This process's temporary name for `path`; those that killed processes of this machine left are removed.
+
+    Each process has its own, so that two writers of one target do not meet; and it is short, so that a target's name
+    may have as many bytes as the file system takes.
+    """
+    name = os.fsencode(f"{platform.node()}/{path.name}")
+    stem = hashlib.sha256(name).hexdigest()[:12]
+    for part in path.parent.glob(f".{stem}-*.part"):
+        if not _is_running(int(part.stem.split("-")[1])):
+            part.unlink(missing_ok=True)
+    return path.with_name(f".{stem}-{os.getpid()}.part")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
