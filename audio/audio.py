@@ -6,8 +6,8 @@ import librosa
 import numpy as np
 import scipy.signal
 
+from guided_diffusion.audio_util import read_audio
 from guided_diffusion.errors import InputError
-from guided_diffusion.video_util import read_audio
 
 from .hparams import DEFAULT, HParams
 

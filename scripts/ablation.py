@@ -26,9 +26,10 @@ else:
     import tomli as tomllib
 
 from _path import ROOT
+from guided_diffusion.audio_util import read_audio
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import content_key, file_digest, replace_when_complete
-from guided_diffusion.video_util import VideoWriter, count_frames, open_video, read_audio
+from guided_diffusion.video_util import VideoWriter, count_frames, open_video
 
 GENERATE = ROOT / "generate.py"
 EVALUATE = ROOT / "scripts" / "evaluate.py"

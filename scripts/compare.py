@@ -19,9 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 import _path  # noqa: F401
 from face_detection.api import DETECTORS, LIP, FaceAlignment
 from face_detection.tracks import FaceTrack, build_track
+from guided_diffusion.audio_util import read_audio
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete
-from guided_diffusion.video_util import VideoSource, VideoWriter, count_frames, open_video, read_audio
+from guided_diffusion.video_util import VideoSource, VideoWriter, count_frames, open_video
 
 MAX_HEIGHT = 540
 ZOOM_PER_MOUTH = 1.6

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from guided_diffusion.video_util import VideoWriter, open_video, read_audio
+from guided_diffusion.audio_util import read_audio
+from guided_diffusion.video_util import VideoWriter, open_video
 from scripts import ablation
 
 # Both note their arguments. The result holds its flags, and --crf N makes psnr 30 + N; --crf 13 fails.

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guided_diffusion.audio_util import read_audio
 from guided_diffusion.errors import InputError
 from guided_diffusion.video_util import (
     VideoSource,
@@ -24,7 +25,6 @@ from guided_diffusion.video_util import (
     count_frames,
     open_video,
     ordered_frames,
-    read_audio,
     source_index,
 )
 

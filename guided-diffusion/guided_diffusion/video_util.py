@@ -1,6 +1,6 @@
-"""Reading and writing video and sound with PyAV, streaming: memory does not grow with the length of a clip.
+"""Reading and writing video with PyAV, streaming: memory does not grow with the length of a clip.
 
-The only module that touches media files. Frames are RGB uint8 [H, W, 3] at a constant rate, sound is float32 mono.
+Frames are RGB uint8 [H, W, 3] at a constant rate.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, dropwhile, groupby, islice
+from itertools import chain, dropwhile, islice
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +20,11 @@ import av.filter
 import cv2
 import numpy as np
 import torch
-from av.audio.fifo import AudioFifo
-from av.audio.resampler import AudioResampler
-from av.stream import Disposition
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from guided_diffusion.errors import InputError
+from .audio_util import Soundtrack
+from .errors import InputError
+from .media_util import decode, open_media, seconds, url, video_stream
 
 Order = Literal["cut", "loop", "pingpong"]
 
@@ -36,12 +35,8 @@ BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
 # Without these flags swscale takes short cuts that darken a picture by one level in every round trip.
 _EXACT = 0x2 | 0x40000 | 0x2000  # bilinear, accurate_rnd, full_chroma_int: PyAV has names for all since 18 only
 _EXACT_FILTER = "bicubic+accurate_rnd+full_chroma_inp"
-_NOT_A_PICTURE_TRACK = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 _SEEK_BACK_SECONDS = (0, 2, 8, 32, 128)  # containers without an index land late; then try from further back
 _UNTAGGED = 2  # "unspecified" in the enumerations of ITU-T H.273
-_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-_AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
-_AAC_BITS_PER_CHANNEL = 96_000
 
 
 class ColourTags(NamedTuple):
@@ -83,8 +78,8 @@ class VideoSource:
         yield from _convert(_between(self._indexed_frames(), start, stop), self.width, self.height)
 
     def _indexed_frames(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        with _open_media(self.path) as container:
-            yield from self._deliver(_decode(container.demux(_video_stream(container, self.path))))
+        with open_media(self.path) as container:
+            yield from self._deliver(decode(container.demux(video_stream(container, self.path))))
 
     def _deliver(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Give decoded frames their output indices, repeating and dropping as the rate demands."""
@@ -97,7 +92,7 @@ class VideoSource:
         interval = 1 / self.source_fps
         time = -interval
         for frame in decoded:
-            frame_time = _seconds(frame)
+            frame_time = seconds(frame)
             if self.start_time is None or frame_time is None:
                 time += interval
             else:
@@ -114,9 +109,9 @@ def open_video(path: str, video_fps: float = 25) -> VideoSource:
     """
     if not (video_fps == 0 or 1 <= video_fps <= 1000):
         raise InputError(f"video_fps {video_fps} is not usable: give 0 (the rate of the file) or 1 to 1000")
-    with _open_media(path) as container:
-        stream = _video_stream(container, path)
-        frame = next(_decode(container.demux(stream)), None)
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        frame = next(decode(container.demux(stream)), None)
         if frame is None:
             raise InputError(f"{path!r}: no frame of its video could be decoded; it is damaged or of an unknown codec")
         aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -147,7 +142,7 @@ def open_video(path: str, video_fps: float = 25) -> VideoSource:
         is_image=is_image,
         colour=colour,
         source_fps=source_fps,
-        start_time=_seconds(frame) if is_timed else None,
+        start_time=seconds(frame) if is_timed else None,
     )
 
 
@@ -197,25 +192,6 @@ def ordered_frames(
         i += len(run)
 
 
-def read_audio(path: str) -> tuple[np.ndarray, int]:
-    """Read the sound of a sound or video file.
-
-    Returns float32 [n] in [-1, 1], the average of its channels at the file's own rate, and that rate in Hz.
-    Sample 0 is the first of the sound track, wherever it starts relative to the pictures. Raises InputError.
-    """
-    mono = bytearray()
-    with _open_media(path) as container:
-        stream = _audio_stream(container, path)
-        rate = stream.rate
-        for frame in _sound(container, stream, rate):
-            samples = frame.to_ndarray().reshape(frame.samples, -1)
-            mono += samples.mean(axis=1, dtype=np.float32).tobytes()
-    if not mono:
-        raise InputError(f"{path!r}: nothing of its sound could be decoded; it is damaged or of an unknown codec")
-    sound = np.frombuffer(mono, np.float32)
-    return np.clip(sound, -1, 1, out=sound), rate
-
-
 def check_target(path: str) -> None:
     """Raise InputError unless a video can be written to `path`. Creates nothing, so call it before the work starts."""
     name = os.path.basename(path)
@@ -261,10 +237,10 @@ class VideoWriter:
         container_format = CONTAINER_FORMATS[os.path.splitext(path)[1].lower()]
         options = {} if container_format == "matroska" else {"movflags": "+faststart"}
         with contextlib.ExitStack() as undo:
-            self._container = av.open(_url(self._part), "w", format=container_format, container_options=options)
+            self._container = av.open(url(self._part), "w", format=container_format, container_options=options)
             undo.callback(self._discard)
             self._video = self._add_video(crf, colour)
-            self._sound = _Soundtrack(audio_path, self._container) if audio_path else None
+            self._sound = Soundtrack(audio_path, self._container) if audio_path else None
             self._open_part()
             self._to_yuv = _yuv_graph(self._video.width, self._video.height, colour.matrix)
             undo.pop_all()
@@ -350,84 +326,6 @@ def _yuv_graph(width: int, height: int, matrix: int) -> av.filter.Graph:
     return graph
 
 
-class _Soundtrack:
-    """The sound of a file, decoded and encoded as far as the pictures have come."""
-
-    def __init__(self, path: str, output: av.container.OutputContainer) -> None:
-        self._input = _open_media(path)
-        source = _audio_stream(self._input, path)
-        self._rate = min(_AAC_RATES, key=lambda rate: abs(rate - source.rate))
-        n_channels = min(source.layout.nb_channels, len(_AAC_LAYOUTS))
-        layout = _AAC_LAYOUTS[n_channels - 1]
-        self._frames = _sound(self._input, source, self._rate, layout)
-        self._output = output
-        self._stream = output.add_stream("aac", rate=self._rate, layout=layout)
-        self._stream.bit_rate = _AAC_BITS_PER_CHANNEL * n_channels
-        self._decoded = AudioFifo()
-        self._n_encoded = 0
-
-    def advance(self, time: Fraction) -> None:
-        """Encode up to `time` in seconds, or to the end of the sound."""
-        n_wanted = round(time * self._rate) - self._n_encoded
-        while self._decoded.samples < n_wanted and (frame := next(self._frames, None)) is not None:
-            self._decoded.write(frame)
-        frame = self._decoded.read(n_wanted, partial=True) if n_wanted > 0 else None
-        if frame is not None:
-            frame.pts, frame.time_base = self._n_encoded, Fraction(1, self._rate)
-            self._n_encoded += frame.samples
-            self._output.mux(self._stream.encode(frame))
-
-    def finish(self) -> None:
-        self._output.mux(self._stream.encode(None))
-        self._input.close()
-
-
-def _url(path: str) -> str:
-    """A name FFmpeg takes literally: no other protocol, however many colons the path has."""
-    return "file:" + os.path.abspath(path)
-
-
-def _open_media(path: str) -> av.container.InputContainer:
-    if os.path.isdir(path):
-        raise InputError(f"{path!r} is a folder; name a video, picture or sound file")
-    if not os.path.exists(path):
-        raise InputError(f"{path!r} does not exist; name a video, picture or sound file")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{path!r} is empty; name a video, picture or sound file")
-    try:
-        # pattern_type: a name like "%d.png" is that file, not a numbered sequence
-        return av.open(_url(path), container_options={"pattern_type": "none"}, metadata_errors="replace")
-    except (av.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path!r} is not a readable video, picture or sound file: {reason}") from None
-
-
-def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
-    for stream in container.streams.video:
-        if stream.codec_context is not None and not stream.disposition & _NOT_A_PICTURE_TRACK:
-            stream.thread_type = "AUTO"
-            return stream
-    raise InputError(f"{path!r} has no pictures that can be decoded; name a video or picture file")
-
-
-def _audio_stream(container: av.container.InputContainer, path: str) -> av.AudioStream:
-    for stream in container.streams.audio:
-        if stream.codec_context is not None and stream.rate:
-            return stream
-    raise InputError(f"{path!r} has no sound that can be decoded; name a sound file or a video with sound")
-
-
-def _decode(packets: Iterator[av.Packet]) -> Iterator[Any]:
-    """Decode packets; a damaged one costs its own frames only, and a file cut short ends there."""
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
-        with contextlib.suppress(av.FFmpegError):
-            yield from packet.decode()
-
-
 def _decode_near(
     container: av.container.InputContainer, stream: av.VideoStream, time: Fraction
 ) -> Iterator[av.VideoFrame]:
@@ -437,15 +335,11 @@ def _decode_near(
         container.seek(int(time / stream.time_base), stream=stream)
     except av.FFmpegError:
         return
-    frames = _decode(dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)))
+    frames = decode(dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)))
     first = next(frames, None)
     if first is not None and first.pts is not None:
         yield first
         yield from frames
-
-
-def _seconds(frame: av.VideoFrame) -> Fraction | None:
-    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _round_half_away(x: Fraction) -> int:
@@ -524,8 +418,8 @@ def _period(n_source: int, mode: Order) -> int:
 
 def _backward(video: VideoSource, run: range) -> Iterator[np.ndarray]:
     """The frames of a falling range of indices, read in rising chunks that end with the next ones to show."""
-    with _open_media(video.path) as container:
-        stream = _video_stream(container, video.path)
+    with open_media(video.path) as container:
+        stream = video_stream(container, video.path)
         for stop in range(run.start + 1, run.stop + 1, -BACKWARD_CHUNK):
             yield from reversed(_read_chunk(video, container, stream, max(run.stop + 1, stop - BACKWARD_CHUNK), stop))
 
@@ -546,15 +440,3 @@ def _read_chunk(
     return list(video.frames(start, stop))
 
 
-def _sound(
-    container: av.container.InputContainer, stream: av.AudioStream, rate: int, layout: str | None = None
-) -> Iterator[av.AudioFrame]:
-    """Decode sound to interleaved float frames at `rate` Hz; layout None keeps the channels as they are."""
-    kinds = groupby(_decode(container.demux(stream)), lambda frame: (frame.format.name, frame.layout.name, frame.rate))
-    for _, frames in kinds:  # more than one if the stream changes on the way
-        resampler = AudioResampler("flt", layout, rate)  # planar frames of over 8 channels crash PyAV 18.1
-        for frame in chain(frames, [None]):  # None asks for the rest
-            for resampled in resampler.resample(frame):
-                if resampled is not None:
-                    resampled.pts = None  # gaps in the file's times are not kept
-                    yield resampled
