@@ -15,6 +15,7 @@ from torch import Tensor
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 DenoisedFn = Callable[[Tensor], Tensor]
 CondFn = Callable[[Tensor, Tensor], Tensor]
+X0Fn = Callable[[int, Tensor], Tensor]
 
 NOISE_SCHEDULES = ("linear", "cosine")
 
@@ -66,10 +67,11 @@ class GaussianDiffusion:
         self.alphas_cumprod = np.cumprod(1.0 - betas)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
         self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
-        # the variance at i = 0 is zero, its logarithm is taken from the next step
-        clipped = np.append(self.posterior_variance[1], self.posterior_variance[1:])
-        self.posterior_log_variance_clipped = np.log(clipped)
-        self.fixed_large_log_variance = np.log(np.append(self.posterior_variance[1], betas[1:]))
+        # the variance at i = 0 is zero, its logarithm is taken from the next step; a process of one step has none, and
+        # no use for it, since no noise is added at i = 0
+        smallest = self.posterior_variance[1] if len(betas) > 1 else betas[0]
+        self.posterior_log_variance_clipped = np.log(np.append(smallest, self.posterior_variance[1:]))
+        self.fixed_large_log_variance = np.log(np.append(smallest, betas[1:]))
 
     def model_timesteps(self, i: int, x: Tensor) -> Tensor:
         """The timestep [N] that the model was trained with for step i."""
@@ -110,8 +112,9 @@ class GaussianDiffusion:
             pred_xstart = pred_xstart.clamp(-1, 1)
         return Prediction(pred_xstart, self.q_posterior_mean(pred_xstart, x, i), log_variance)
 
-    def _steps(self) -> Iterator[int]:
-        return iter(range(self.num_timesteps - 1, -1, -1))
+    def _steps(self) -> Iterator[tuple[int, int]]:
+        """(how many steps were made before, i)."""
+        return enumerate(range(self.num_timesteps - 1, -1, -1))
 
     def p_sample_loop(
         self,
@@ -121,20 +124,28 @@ class GaussianDiffusion:
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         cond_fn: CondFn | None = None,
+        x0_fn: X0Fn | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Ancestral sampling (Ho et al. 2020, algorithm 2).
 
         :param noise: x_T, [N x C x H x W].
         :param cond_fn: (x, timesteps) -> gradient of a log probability; moves the mean (Dhariwal & Nichol 2021, alg. 1)
+        :param x0_fn: (step, x_0) -> the x_0 to go on with; step counts from 0, the first one. It gets the clamped
+            prediction, and epsilon stays the prediction's own: derived anew from an edited x_0 it would take most of
+            the edit back (METHODS.md: Temporal consistency).
         :param generator: CPU generator of the steps' noise, so that every device draws the same; None: the global one.
         :return: x_0, [N x C x H x W].
         """
         x = noise
-        for i in self._steps():
+        for step, i in self._steps():
             p = self.p_mean_variance(model, x, i, clip_denoised, denoised_fn)
             log_variance = torch.as_tensor(p.log_variance, device=x.device)
             mean = p.mean
+            if x0_fn is not None:
+                # with epsilon held, the mean moves with x_0 by sqrt(alphas_cumprod_prev)
+                edit = x0_fn(step, p.pred_xstart) - p.pred_xstart
+                mean = mean + math.sqrt(self.alphas_cumprod_prev[i]) * edit
             if cond_fn is not None:
                 mean = mean + torch.exp(log_variance) * cond_fn(x, self.model_timesteps(i, x))
             step_noise = torch.randn(x.shape, generator=generator).to(x.device)
@@ -149,6 +160,7 @@ class GaussianDiffusion:
         clip_denoised: bool = True,
         denoised_fn: DenoisedFn | None = None,
         cond_fn: CondFn | None = None,
+        x0_fn: X0Fn | None = None,
         generator: torch.Generator | None = None,  # noqa: ARG002 - samplers share one signature
     ) -> Tensor:
         """Deterministic DDIM (Song et al. 2021, eq. 12 with sigma = 0); parameters as in `p_sample_loop`.
@@ -156,12 +168,14 @@ class GaussianDiffusion:
         `cond_fn` moves epsilon (Dhariwal & Nichol 2021, alg. 2).
         """
         x = noise
-        for i in self._steps():
+        for step, i in self._steps():
             pred_xstart = self.p_mean_variance(model, x, i, clip_denoised, denoised_fn).pred_xstart
             eps = self.predict_eps_from_xstart(x, i, pred_xstart)
             if cond_fn is not None:
                 eps = eps - math.sqrt(1 - self.alphas_cumprod[i]) * cond_fn(x, self.model_timesteps(i, x))
                 pred_xstart = self.predict_xstart_from_eps(x, i, eps)
+            if x0_fn is not None:
+                pred_xstart = x0_fn(step, pred_xstart)
             a_prev = self.alphas_cumprod_prev[i]
             x = math.sqrt(a_prev) * pred_xstart + math.sqrt(1 - a_prev) * eps
         return x

@@ -4,9 +4,10 @@ import ctypes
 import platform
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
@@ -21,30 +22,48 @@ PACKAGES = ("torch", "numpy", "opencv-python", "av", "librosa", "scipy", "face-a
 
 
 class Timings:
-    """Seconds spent in each part of a run, by the part's name, and since the beginning."""
+    """Seconds of work in each part of a run, by the part's name, and since the beginning.
+
+    A measurement inside another is taken out of the outer one, so that parts which pull on each other are told apart.
+    Each thread has its own nesting. Parts that run beside each other may have more seconds together than went by.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()
+        self._lock = threading.Lock()
+        self._thread = threading.local()
 
     @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Add the time of the block to `part`."""
+    def measure(self, part: str | None) -> Iterator[None]:
+        """Add the time of the block to `part`; with None it is nobody's: the block waits for another thread."""
+        around = getattr(self._thread, "inside", 0.0)
+        self._thread.inside = 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            own = took - self._thread.inside
+            self._thread.inside = around + took
+            if part is not None:
+                with self._lock:
+                    self.seconds[part] = self.seconds.get(part, 0.0) + own
 
-    def iterate(self, part: str, items: Iterator[T]) -> Iterator[T]:
-        """Hand on `items`, adding the time that it takes to get them to `part`."""
-        while True:
-            with self.measure(part):
-                try:
-                    item = next(items)
-                except StopIteration:
-                    return
-            yield item
+    def iterate(self, part: str | None, items: Iterator[T]) -> Iterator[T]:
+        """Hand on `items`, adding the time that it takes to get them to `part`; closing this closes them."""
+        try:
+            while True:
+                with self.measure(part):
+                    try:
+                        item = next(items)
+                    except StopIteration:
+                        return
+                yield item
+                del item  # else it would live until the next one is there
+        finally:
+            with suppress(AttributeError):  # an iterator that is no generator has nothing to close
+                items.close()  # type: ignore[attr-defined]
 
     def total(self) -> float:
         """Seconds since the beginning."""

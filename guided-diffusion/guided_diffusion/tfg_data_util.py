@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .streams import Box
+
 
 def lower_half_mask(B: int, H: int, W: int, face_hide_percentage: float) -> Tensor:
     """The binary mask that the network was trained with, float32 [B x 1 x H x W].
@@ -69,6 +71,27 @@ def sampling_noise(B: int, size: int, sampling_seed: int | None) -> Tensor:
 def resize_crop(crop: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear resize of a crop [h, w, 3], to the network's size and back to the box (REFERENCE.md: Video loop)."""
     return cv2.resize(crop, (width, height))
+
+
+Slices = tuple[slice, slice]
+
+
+def inside_frame(box: Box, frame_shape: tuple[int, ...]) -> tuple[Slices, Slices]:
+    """The part of a box that lies in the frame [H, W, ...]: its rows and columns of the frame, and of the box."""
+    y1, y2, x1, x2 = box
+    top, bottom = np.clip((y1, y2), 0, frame_shape[0]).tolist()
+    left, right = np.clip((x1, x2), 0, frame_shape[1]).tolist()
+    in_box = slice(top - y1, bottom - y1), slice(left - x1, right - x1)
+    return (slice(top, bottom), slice(left, right)), in_box
+
+
+def crop_box(frame: np.ndarray, box: Box) -> np.ndarray:
+    """The box's pixels, [y2 - y1, x2 - x1, 3]: a view; beyond the frame its edge goes on."""
+    y1, y2, x1, x2 = box
+    height, width = frame.shape[:2]
+    inside = frame[max(0, y1) : max(0, y2), max(0, x1) : max(0, x2)]
+    beyond = max(0, -y1), max(0, y2 - height), max(0, -x1), max(0, x2 - width)
+    return cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REPLICATE) if any(beyond) else inside
 
 
 def to_tensor(crops: Sequence[np.ndarray]) -> Tensor:

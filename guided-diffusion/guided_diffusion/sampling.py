@@ -1,0 +1,117 @@
+"""Samplers: from a batch of faces to generated crops. They compose, and know nothing of options, files or frames."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .gaussian_diffusion import GaussianDiffusion
+from .script_util import ModelConfig
+from .streams import Face
+from .tfg_data_util import resize_crop, sample_to_crops, sampling_noise, tfg_process_batch
+from .unet import TFGModel
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Faces of consecutive output frames of one shot, and what they are generated from; N of each.
+
+    :param first: the output frame that the batch begins with; it seeds what a sampler draws.
+    :param faces: of frames that have one.
+    :param crops: the source's, uint8 [h, w, 3], each of its face's box.
+    :param references: another picture of the same person for each, uint8 [h, w, 3].
+    :param mels: float32 [N, audio_dim, window_steps].
+    :param context: so many of the first faces belong to the batch before: they are sampled along and thrown away.
+    :param attempt: 0, or the number of times that this batch was sampled before: another one draws other noise.
+    """
+
+    first: int
+    faces: Sequence[Face]
+    crops: Sequence[np.ndarray]
+    references: Sequence[np.ndarray]
+    mels: np.ndarray
+    context: int = 0
+    attempt: int = 0
+
+
+Sampler = Callable[[SampleBatch], np.ndarray]
+"""A batch of N faces -> uint8 [N - context, h, w, 3], h and w the network's size."""
+
+
+def plan_batches(n_frames: int, size: int, shot_starts: Sequence[int]) -> list[range]:
+    """The output frames of each batch: `size` in a row or fewer, none across a cut.
+
+    :param shot_starts: frames that a shot begins with, ascending; frame 0 need not be among them.
+    """
+    edges = sorted({0, n_frames, *shot_starts})
+    return [
+        range(start, min(start + size, stop))
+        for shot_start, stop in pairwise(edges)
+        for start in range(shot_start, stop, size)
+    ]
+
+
+@dataclass(frozen=True)
+class DiffusionSampler:
+    """The `Sampler` of one network.
+
+    :param sampling_seed: of the noise that all frames start from; None draws it anew for each.
+    """
+
+    model: TFGModel
+    diffusion: GaussianDiffusion
+    config: ModelConfig
+    device: torch.device
+    use_ddim: bool
+    clip_denoised: bool
+    sampling_seed: int | None
+    face_hide_percentage: float
+
+    @torch.inference_mode()
+    def __call__(self, batch: SampleBatch) -> np.ndarray:
+        size = self.config.image_size
+        crops = [resize_crop(crop, size, size) for crop in batch.crops]
+        references = [resize_crop(crop, size, size) for crop in batch.references] if self.config.use_ref else None
+        noise_seed, generator = self._randomness(batch)
+        noise = sampling_noise(len(crops), size, noise_seed)
+        inputs = tfg_process_batch(crops, references, batch.mels, noise, self.face_hide_percentage, self.device)
+        loop = self.diffusion.ddim_sample_loop if self.use_ddim else self.diffusion.p_sample_loop
+        sample_loop = partial(loop, clip_denoised=self.clip_denoised, generator=generator)
+        x_0 = sample(self.model, sample_loop, inputs)
+        return sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :]
+
+    def _randomness(self, batch: SampleBatch) -> tuple[int | None, torch.Generator | None]:
+        """The seed of the first noise, and the generator of the steps' noise.
+
+        The steps' is seeded by the batch, so that a continued run draws what an uninterrupted one does.
+        """
+        if self.sampling_seed is None:
+            return None, None
+        noise_seed = self.sampling_seed
+        if batch.attempt:
+            noise_seed = _mixed_seed(self.sampling_seed, batch.attempt)
+        return noise_seed, torch.Generator().manual_seed(_mixed_seed(self.sampling_seed, batch.first, batch.attempt))
+
+
+def _mixed_seed(*parts: int) -> int:
+    """A seed of 63 bits that is another one for any other numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def sample(model: TFGModel, sample_loop: Callable[..., Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    """Run a sampling loop on a batch of `tfg_process_batch`: x_0, [N x 3 x h x w] in [-1, 1].
+
+    The audio code does not depend on the step: it is computed once.
+    """
+    denoise = partial(
+        model.denoise,
+        cond_img=batch["cond_img"],
+        ref_img=batch.get("ref_img"),
+        audio_code=model.encode_audio(batch["indiv_mels"]),
+        mask=batch["mask"],
+    )
+    return sample_loop(denoise, batch["noise"])

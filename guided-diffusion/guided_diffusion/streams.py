@@ -1,0 +1,205 @@
+"""A frame's way through pass 2: the record that travels, and the adapters that make stages from plain functions.
+
+A stage is a function from a stream of items to a stream of items. The adapters own all buffering, so that memory is
+bounded by the sum of their sizes and reaches. `ahead` lets a stream run in a thread of its own.
+"""
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from queue import Empty, Queue
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+Box = tuple[int, int, int, int]
+"""(y1, y2, x1, x2), half open, in frame pixels; it may reach beyond the frame."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """The followed face in one output frame.
+
+    :param index: output frame.
+    :param box: where it is.
+    :param landmarks: float32 [68, 2], (x, y) in frame pixels, or None when the detector gives none.
+    :param is_cut: a shot begins here: what a stage remembers ends.
+    :param motion: float32 [2, 3], the head's movement from the previous frame's pixels to this one's; None when it was
+        not asked for or cannot be told.
+    """
+
+    index: int
+    box: Box
+    landmarks: np.ndarray | None = None
+    is_cut: bool = False
+    motion: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One output frame on its way. Its arrays are never modified in place.
+
+    :param frame: the source, RGB uint8 [H, W, 3].
+    :param face: None: the frame passes through.
+    :param crop: what was generated for the face's box, RGB float32 [h, w, 3] in [0, 1], of any size.
+    :param lips: the generated lips, float32 [20, 2], (x, y) in pixels of the crop at its box's size, where a stage has
+        looked for them and found some.
+    :param picture: the result, RGB uint8 [H, W, 3], once the crop is pasted.
+    :param notes: what stages and meters say of this frame.
+    """
+
+    frame: np.ndarray
+    face: Face | None = None
+    crop: np.ndarray | None = None
+    lips: np.ndarray | None = None
+    picture: np.ndarray | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+Stage = Callable[[Iterator[Item]], Iterator[Item]]
+
+Stages = list[tuple[str, Stage]]
+"""A run's stages by name, in order; the last one pastes."""
+
+
+def per_face(function: Callable[[np.ndarray, Face], np.ndarray]) -> Stage:
+    """A stage that makes a new crop of each crop and its face."""
+
+    def stage(items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.crop is None or item.face is None:
+                yield item
+            else:
+                yield replace(item, crop=function(item.crop, item.face))
+
+    return stage
+
+
+def in_batches(function: Callable[[list[Item]], Sequence[Item]], size: int) -> Stage:
+    """A stage for networks: of up to `size` items in a row, those that have a crop go through `function` together.
+
+    :param function: items -> the same number of items, in order.
+    """
+
+    def stage(items: Iterator[Item]) -> Iterator[Item]:
+        while batch := deque(_batch(function, list(islice(items, size)))):
+            while batch:
+                yield batch.popleft()  # let go: the next batch is pulled while the last of them is on its way
+
+    return stage
+
+
+def _batch(function: Callable[[list[Item]], Sequence[Item]], items: list[Item]) -> list[Item]:
+    places = [place for place, item in enumerate(items) if item.crop is not None]
+    if places:
+        for place, item in zip(places, function([items[place] for place in places]), strict=True):
+            items[place] = item
+    return items
+
+
+def in_windows(function: Callable[[Sequence[Item], int], Item], reach: int) -> Stage:
+    """A stage that sees each item's neighbours in time, as they came in: up to `reach` on either side.
+
+    Windows end at cuts and at frames without a crop.
+
+    :param function: (window, place) -> the new item for `window[place]`.
+    """
+
+    def stage(items: Iterator[Item]) -> Iterator[Item]:
+        run: list[Item] = []  # of one shot; those before `at` are done and only seen
+        at = 0
+
+        def done(until: int) -> Iterator[Item]:
+            nonlocal at
+            while at < until:
+                start = max(0, at - reach)
+                yield function(run[start : at + reach + 1], at - start)
+                at += 1
+            seen = max(0, at - reach)
+            del run[:seen]
+            at -= seen
+
+        for item in items:
+            if not (run and _continues(run[-1], item)):
+                yield from done(len(run))
+                run.clear()
+                at = 0
+            if item.crop is None:
+                yield item
+                continue
+            run.append(item)
+            yield from done(len(run) - reach)
+        yield from done(len(run))
+
+    return stage
+
+
+def _continues(before: Item, item: Item) -> bool:
+    """Whether the item is the next frame of the same shot, and has a crop."""
+    if item.crop is None or item.face is None or before.face is None:
+        return False
+    return not item.face.is_cut and item.face.index == before.face.index + 1
+
+
+class _Stopped(BaseException):
+    """Raised in the thread of a stream that nobody reads any more."""
+
+
+def ahead(items: Iterator[T], n: int) -> Iterator[T]:
+    """The same items, pulled by a thread of its own up to `n` (at least 1) in advance.
+
+    What the items raise is raised here, in their order. When this generator is closed, or an exception ends its reader,
+    the thread is interrupted between two of its instructions and closes `items` before this returns: no work goes on
+    unseen. PyTorch's, OpenCV's and FFmpeg's long calls release the interpreter, so that the threads do work at once.
+    """
+    queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(n)
+
+    def pull() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                queue.put((item, None, False))
+                del item  # else it would live until the next one is there
+        except BaseException as raised:
+            error = raised
+        finally:
+            with suppress(AttributeError):  # an iterator that is no generator has nothing to close
+                items.close()  # type: ignore[attr-defined]
+        queue.put((None, error, True))
+
+    def run() -> None:
+        with suppress(_Stopped):
+            pull()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    is_end = False
+    try:
+        while True:
+            item, error, is_end = queue.get()
+            if error is not None:
+                raise error
+            if is_end:
+                return
+            yield item  # type: ignore[misc]
+            del item
+    finally:
+        if not is_end:
+            _interrupt(thread, queue)
+        thread.join()
+
+
+def _interrupt(thread: threading.Thread, queue: Queue[Any]) -> None:
+    """End a thread that is at work, or waits for room in the queue."""
+    assert thread.ident is not None  # it was started
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped))
+    while thread.is_alive():
+        with suppress(Empty):
+            queue.get_nowait()
+        thread.join(0.01)
