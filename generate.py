@@ -6,7 +6,6 @@ the stages on each, pastes it and encodes. Memory does not grow with the length 
 
 import argparse
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -14,26 +13,30 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
 from face_detection.api import DETECTORS, FaceAlignment
-from face_detection.tracks import FaceTrack, build_track, fixed_track, smooth_landmarks
+from face_detection.tracks import (
+    VOXCELEB2_SIZE,
+    FaceTrack,
+    build_track,
+    fixed_track,
+    smooth_landmarks,
+    voxceleb2_box,
+)
 from guided_diffusion.dist_util import DEVICES, Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.logger import Timings, large_blocks_apart, peak_memory, versions
+from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
+from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
 from guided_diffusion.script_util import (
     FIXED_OPTIONS,
     Checkpoint,
@@ -49,9 +52,9 @@ from guided_diffusion.script_util import (
     model_config,
     option,
 )
-from guided_diffusion.store import ChunkStore, content_key, file_digest, replace_when_complete
-from guided_diffusion.tfg_data_util import resize_crop, sample_to_crops, sampling_noise, tfg_process_batch
-from guided_diffusion.unet import TFGModel
+from guided_diffusion.store import ChunkStore, content_key, file_digest
+from guided_diffusion.streams import Face, Item, Stages, ahead, in_batches, per_face
+from guided_diffusion.tfg_data_util import crop_box
 from guided_diffusion.video_util import (
     Order,
     VideoSource,
@@ -62,37 +65,25 @@ from guided_diffusion.video_util import (
     ordered_frames,
     source_index,
 )
-from post_processing import (
-    Alpha,
-    Face,
-    LipAlpha,
-    Paste,
-    Stages,
-    apply_stages,
-    generated_alpha,
-    paste_through,
-    paste_whole,
-    sharpen,
-)
+from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
 
-VOXCELEB2_SIZE = 224
 ORDERS: tuple[str, ...] = typing.get_args(Order)
 REF_TYPES = ("gt", "first_frame", "random")
 INPUT_TYPES = ("gt", "first_frame")
 QUALITY_PRESETS = {"fast": "ddim10", "balanced": "ddim25", "high": "ddim50", "ultra": "ddim100"}
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
-# what stored tracks and samples look like; raise it when either changes
-STORE_FORMAT = 1
-
-Sampler = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray, int], np.ndarray]
+LIP_BATCH = 16  # generated crops whose landmarks are found together
+WRITE_AHEAD = 4  # results that wait for the encoder
+# what stored faces and samples look like; raise it when either changes
+STORE_FORMAT = 2
 
 
 # ---------------------------------------------------------------------------------------------------------- options
 
 
 def flag(default: Any, help: str, affects: str, choices: Sequence[str] = ()) -> Any:
-    """A command-line flag. `affects` is the first part of a run that it changes: detection, sampling, output or run."""
+    """A command-line flag. `affects` is the first part of a run that it changes: faces, sampling, output or run."""
     return option(default, help, choices, affects=affects)
 
 
@@ -117,14 +108,14 @@ class Options:
     sample_partition: str = flag("", "sub-folder of sample_path", "run")
     skip_existing: bool = flag(False, "leave results that exist already as they are", "run")
 
-    video_fps: float = flag(25.0, "frame rate of the result; 0 keeps the source's own", "detection")
+    video_fps: float = flag(25.0, "frame rate of the result; 0 keeps the source's own", "faces")
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", ORDERS)
-    face_detector: str = flag("sfd", "dlib needs no download", "detection", DETECTORS)
-    detection_size: int = flag(720, "faces are looked for in frames with at most this long side", "detection")
+    face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
+    detection_size: int = flag(720, "faces are looked for in frames with at most this long side", "faces")
     face_det_batch_size: int = flag(64, "at most this many frames per call of the detector", "run")
-    face_index: int = flag(-1, "which face, from the left in the first frame with faces; -1 is the best", "detection")
-    pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "detection")
-    is_voxceleb2: bool = flag(True, "no detection: VoxCeleb2's fixed crop of 224 x 224 frames", "detection")
+    face_index: int = flag(-1, "which face, from the left in the first frame with faces; -1 is the best", "faces")
+    pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "faces")
+    is_voxceleb2: bool = flag(True, "no detection: VoxCeleb2's fixed crop of 224 x 224 frames", "faces")
 
     face_hide_percentage: float = flag(0.5, "lower part of the crop that is generated", "sampling")
     sampling_seed: int | None = flag(None, "seed of the noise, one for all frames; none draws it anew", "sampling")
@@ -162,27 +153,10 @@ class Options:
             ("mask_expansion", 1.01, 3),
         )
         check_options(self, ranges)
-        if self.sampling_seed is not None and not 0 <= self.sampling_seed < 1 << 63:
-            raise InputError(f"--sampling_seed {self.sampling_seed}: give a whole number from 0 up")
-        if self.sampling_use_gt_for_ref and self.sampling_ref_type != "gt":
-            raise InputError(
-                f"--sampling_use_gt_for_ref True contradicts --sampling_ref_type {self.sampling_ref_type}: drop one"
-            )
-        if self.blur_kernel_size != 0 and not 3 <= self.blur_kernel_size <= 63:
-            raise InputError(f"--blur_kernel_size {self.blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending")
-        if self.landmark_mask and self.is_voxceleb2:
-            raise InputError("--landmark_mask True needs a detected face: give --is_voxceleb2 False")
-        if self.adaptive_mask and not self.landmark_mask:
-            raise InputError("--adaptive_mask True changes the mask of the lips: give --landmark_mask True too")
-        if self.mask_expansion != type(self).mask_expansion and not self.landmark_mask:
-            raise InputError("--mask_expansion is the size of the lips' mask: give --landmark_mask True too")
-        if self.work_dir is not None and self.sampling_seed is None:
-            raise InputError("--work_dir needs a seed, so that stored samples fit new ones: give --sampling_seed 7")
-        if not self.model_path:
-            raise InputError("--model_path is missing: give a checkpoint (see README.md, Checkpoints)")
-        if not self.generate_from_filelist and not (self.video_path and self.audio_path):
-            raise InputError("give --video_path and --audio_path, or --generate_from_filelist True with --filelist")
         _ = self.pad_pixels
+        for is_wrong, message in RULES:
+            if is_wrong(self):
+                raise InputError(message.format(**vars(self)))
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
@@ -196,6 +170,44 @@ class Options:
     def affecting(self, part: str) -> dict[str, Any]:
         """The options that change this part of a run."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["affects"] == part}
+
+
+# What is wrong, and what to say of it; the first that holds is said.
+RULES: tuple[tuple[Callable[[Options], bool], str], ...] = (
+    (
+        lambda o: o.sampling_seed is not None and not 0 <= o.sampling_seed < 1 << 63,
+        "--sampling_seed {sampling_seed}: give a whole number from 0 up",
+    ),
+    (
+        lambda o: o.sampling_use_gt_for_ref and o.sampling_ref_type != "gt",
+        "--sampling_use_gt_for_ref True contradicts --sampling_ref_type {sampling_ref_type}: drop one",
+    ),
+    (
+        lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
+        "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending",
+    ),
+    (
+        lambda o: o.landmark_mask and o.is_voxceleb2,
+        "--landmark_mask True needs a detected face: give --is_voxceleb2 False",
+    ),
+    (
+        lambda o: o.adaptive_mask and not o.landmark_mask,
+        "--adaptive_mask True changes the mask of the lips: give --landmark_mask True too",
+    ),
+    (
+        lambda o: o.mask_expansion != Options.mask_expansion and not o.landmark_mask,
+        "--mask_expansion is the size of the lips' mask: give --landmark_mask True too",
+    ),
+    (
+        lambda o: o.work_dir is not None and o.sampling_seed is None,
+        "--work_dir needs a seed, so that stored samples fit new ones: give --sampling_seed 7",
+    ),
+    (lambda o: not o.model_path, "--model_path is missing: give a checkpoint (see README.md, Checkpoints)"),
+    (
+        lambda o: not o.generate_from_filelist and not (o.video_path and o.audio_path),
+        "give --video_path and --audio_path, or --generate_from_filelist True with --filelist",
+    ),
+)
 
 
 def create_argparser() -> argparse.ArgumentParser:
@@ -312,23 +324,6 @@ def check_job(job: Job, options: Options) -> None:
             raise InputError(f"--out_path {target}: is one of the inputs; give another name")
 
 
-def report(job: Job, frames: int, track: FaceTrack, timings: Timings, stages: Stages) -> dict[str, Any]:
-    """Print the closing line of a job; return what --stats says of it."""
-    seconds = timings.total()
-    shares = ", ".join(f"{part} {100 * t / seconds:.0f} %" for part, t in timings.seconds.items())
-    rate = frames / seconds
-    print(f"{job.out_path}: {frames} frames in {seconds:.1f} s, {rate:.2f} frames/s ({shares})")
-    print(f"faces: {track.summary()}")
-    return {
-        **dataclasses.asdict(job),
-        "frames": frames,
-        "seconds": seconds,
-        "ms_per_frame": {part: 1000 * t / frames for part, t in timings.seconds.items()},
-        "stages": [name for name, _ in stages],
-        "faces": track.summary(),
-    }
-
-
 # --------------------------------------------------------------------------------------------------- the two passes
 
 
@@ -348,52 +343,14 @@ class Clip:
         """Frames that the sound suffices for."""
         return count_windows(self.mel, self.fps)
 
+    def mel_window(self, frame: int) -> np.ndarray:
+        """What the network hears of an output frame, float32 [audio_dim, window_steps]."""
+        return mel_windows(self.mel, frame, frame + 1, self.fps)[0]
+
 
 def open_clip(job: Job, options: Options) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     return Clip(open_video(job.video_path, options.video_fps), melspectrogram(load_speech(job.audio_path)))
-
-
-@dataclass(frozen=True)
-class DiffusionSampler:
-    """Crops, reference crops and mel windows of a batch -> generated crops."""
-
-    model: TFGModel
-    diffusion: GaussianDiffusion
-    config: ModelConfig
-    options: Options
-    device: torch.device
-
-    @torch.inference_mode()
-    def __call__(
-        self, crops: Sequence[np.ndarray], ref_crops: Sequence[np.ndarray], mels: np.ndarray, batch_number: int
-    ) -> np.ndarray:
-        """:return: uint8 [N, h, w, 3] for N crops uint8 [h, w, 3] at the network's size."""
-        options = self.options
-        noise = sampling_noise(len(crops), self.config.image_size, options.sampling_seed)
-        refs = ref_crops if self.config.use_ref else None
-        batch = tfg_process_batch(crops, refs, mels, noise, options.face_hide_percentage, self.device)
-        # seeded by the batch, so that a continued run draws what an uninterrupted one does
-        seed = options.sampling_seed
-        generator = None if seed is None else torch.Generator().manual_seed((seed << 20) % (1 << 62) + batch_number)
-        loop = self.diffusion.ddim_sample_loop if options.use_ddim else self.diffusion.p_sample_loop
-        sample_loop = partial(loop, clip_denoised=options.clip_denoised, generator=generator)
-        return sample_to_crops(sample(self.model, sample_loop, batch), batch["image"], batch["mask"])
-
-
-def sample(model: TFGModel, sample_loop: Callable[..., Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-    """Run a sampling loop on a batch of `tfg_process_batch`: x_0, [N x 3 x h x w] in [-1, 1].
-
-    The audio code does not depend on the step: it is computed once.
-    """
-    denoise = partial(
-        model.denoise,
-        cond_img=batch["cond_img"],
-        ref_img=batch.get("ref_img"),
-        audio_code=model.encode_audio(batch["indiv_mels"]),
-        mask=batch["mask"],
-    )
-    return sample_loop(denoise, batch["noise"])
 
 
 def find_faces(clip: Clip, options: Options, detector: FaceAlignment | None, timings: Timings) -> FaceTrack:
@@ -429,109 +386,30 @@ def find_faces(clip: Clip, options: Options, detector: FaceAlignment | None, tim
         raise InputError(f"--video_path {video.path}: {error}") from None
 
 
-def voxceleb2_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """The fixed crop (y1, y2, x1, x2) of a VoxCeleb2 frame (REFERENCE.md: Video loop)."""
-    side = int(width * 1.8 / 8)
-    return 0, height - int(height * 2.36 / 8), side, width - side
+class Playback:
+    """The source's frames with their faces, in the order of the result's.
 
+    :param n_output: frames of the result.
+    """
 
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive output frames: faces of those that have one, with their samples uint8 [h, w, 3], by output index."""
-
-    frames: dict[int, np.ndarray]
-    faces: dict[int, Face]
-    samples: dict[int, np.ndarray]
-
-
-class SecondPass:
-    """Pass 2 up to the sampled crops: cuts the output into batches, each of which can be made on its own."""
-
-    def __init__(
-        self, clip: Clip, track: FaceTrack, options: Options, config: ModelConfig, sampler: Sampler,
-        store: ChunkStore | None, timings: Timings,
-    ) -> None:  # fmt: skip
-        self.clip = clip
+    def __init__(self, video: VideoSource, track: FaceTrack, n_windows: int, options: Options) -> None:
+        self.video = video
         self.track = track
         self.options = options
-        self.config = config
-        self.sampler = sampler
-        self.store = store
-        self.timings = timings
         self.n_source = len(track.boxes)
-        outlasts = options.audio_longer != "cut" or clip.video.is_image
-        self.n_output = clip.n_windows if outlasts else self.n_source
-        self.size = options.sampling_batch_size * config.nframes
-        self.n_batches = -(-self.n_output // self.size)
-        self._fixed_ref = self._reference_crop()
+        outlasts = options.audio_longer != "cut" or video.is_image
+        self.n_output = n_windows if outlasts else self.n_source
+        self.is_frozen = options.sampling_input_type == "first_frame"
+        self.shot_starts = [i for i in range(1, self.n_output) if self._is_cut(i)]
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Batches first..last-1."""
-        frames = self.timings.iterate("decode", self._frames(first * self.size))
-        for number in range(first, last):
-            indexed = list(islice(frames, self.size))
-            start = number * self.size
-            faces = {
-                start + k: self._face(start + k, source, frame)
-                for k, (source, frame) in enumerate(indexed)
-                if self.track.has_face[source]
-            }
-            samples = self._samples(number, list(faces.values()))
-            yield Batch(
-                {start + k: frame for k, (_, frame) in enumerate(indexed)},
-                faces,
-                dict(zip(faces, samples, strict=True)),
-            )
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        """Output frames [start, stop)."""
+        starts = set(self.shot_starts)
+        for index, (source, frame) in zip(range(start, stop), self._frames(start, stop), strict=True):
+            yield Item(frame, self._face(source, index, index in starts))
 
-    def _frames(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
-        if self.options.sampling_input_type == "first_frame":
-            source = self._with_face(0)
-            frame = self._source_frame(source)
-            return ((source, frame) for _ in range(start, self.n_output))
-        return ordered_frames(
-            self.clip.video, self.n_source, self.n_output, self.options.audio_longer, start=start
-        )
-
-    def _face(self, index: int, source: int, frame: np.ndarray) -> Face:
-        y1, y2, x1, x2 = (int(v) for v in self.track.boxes[source])
-        size = self.config.image_size
-        return Face(
-            index=index,
-            frame=frame,
-            box=(y1, y2, x1, x2),
-            landmarks=None if self.track.landmarks is None else self.track.landmarks[source],
-            is_cut=self._is_cut(index, source),
-            network_crop=resize_crop(frame[y1:y2, x1:x2], size, size),
-        )
-
-    def _is_cut(self, index: int, source: int) -> bool:
-        """Whether a shot begins at this output frame: played backwards, a source's cut comes a frame later, and the
-        jump of a loop is one."""
-        if index == 0 or self.options.sampling_input_type == "first_frame":
-            return False
-        before = source_index(index - 1, self.n_source, self.options.audio_longer)
-        low, high = sorted((before, source))
-        return high - low > 1 or bool(self.track.is_cut[low + 1 : high + 1].any())
-
-    def _samples(self, number: int, faces: list[Face]) -> np.ndarray | list[np.ndarray]:
-        if not faces:
-            return []
-        stored = self.store.load(number) if self.store else None
-        if stored is not None:
-            return stored
-        mels = np.concatenate(
-            [mel_windows(self.clip.mel, face.index, face.index + 1, self.clip.fps) for face in faces]
-        )
-        crops = [face.network_crop for face in faces]
-        ref_crops = crops if self._fixed_ref is None else [self._fixed_ref] * len(crops)
-        with self.timings.measure("sample"):
-            samples = self.sampler(crops, ref_crops, mels, number)
-        if self.store:
-            self.store.save(number, samples)
-        return samples
-
-    def _reference_crop(self) -> np.ndarray | None:
-        """The one reference of all frames, or None when each frame is its own."""
+    def reference(self) -> np.ndarray | None:
+        """The one reference crop of all frames, or None when each frame is its own."""
         kind = self.options.sampling_ref_type
         if kind == "gt":
             return None
@@ -539,7 +417,32 @@ class SecondPass:
         if kind == "random":  # the seed arrives as a string upstream
             index = random.Random(str(self.options.sampling_seed)).randint(0, self.n_source - 1)
         source = self._with_face(index)
-        return self._face(0, source, self._source_frame(source)).network_crop
+        face = self._face(source)
+        assert face is not None
+        return crop_box(self._source_frame(source), face.box)
+
+    def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        if not self.is_frozen:
+            return ordered_frames(self.video, self.n_source, stop, self.options.audio_longer, start=start)
+        source = self._with_face(0)
+        frame = self._source_frame(source)
+        return ((source, frame) for _ in range(start, stop))
+
+    def _face(self, source: int, index: int = 0, is_cut: bool = False) -> Face | None:
+        if not self.track.has_face[source]:
+            return None
+        y1, y2, x1, x2 = (int(v) for v in self.track.boxes[source])
+        landmarks = None if self.track.landmarks is None else self.track.landmarks[source]
+        return Face(index, (y1, y2, x1, x2), landmarks, is_cut)
+
+    def _is_cut(self, index: int) -> bool:
+        """Whether a shot begins at this output frame: played backwards, a source's cut comes a frame later, and the
+        jump of a loop is one."""
+        if self.is_frozen:
+            return False
+        before, source = (source_index(i, self.n_source, self.options.audio_longer) for i in (index - 1, index))
+        low, high = sorted((before, source))
+        return high - low > 1 or bool(self.track.is_cut[low + 1 : high + 1].any())
 
     def _with_face(self, source: int) -> int:
         """`source`, or the nearest later (else the nearest earlier) frame that has the face."""
@@ -548,60 +451,72 @@ class SecondPass:
         return int(later[0] if len(later) else with_face[-1])
 
     def _source_frame(self, source: int) -> np.ndarray:
-        return next(iter(self.clip.video.frames(start=source, stop=source + 1)))
+        return next(iter(self.video.frames(start=source, stop=source + 1)))
 
 
-def build_stages(options: Options) -> Stages:
-    """The enhancements that the options turn on, by name and in order; none without flags."""
+@dataclass(frozen=True)
+class SecondPass:
+    """Pass 2 up to the generated crops, in batches that can each be made on its own."""
+
+    clip: Clip
+    playback: Playback
+    sampler: Sampler
+    batches: list[range]
+    batch_size: int
+    timings: Timings
+
+    def items(self, batches: Sequence[range]) -> Iterator[Item]:
+        """The frames of some batches in a row; decoded a batch ahead of sampling."""
+        decoded = self.timings.iterate("decode", self.playback.items(batches[0].start, batches[-1].stop))
+        decoded = self.timings.iterate(None, ahead(decoded, self.batch_size))
+        yield from generate_crops(decoded, batches, self.sampler, self.clip.mel_window, self.playback.reference())
+        next(decoded, None)  # its end, so that its thread need not be interrupted
+
+
+def build_stages(options: Options, image_size: int, detector: FaceAlignment | None) -> Stages:
+    """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
+    hidden = options.face_hide_percentage
     if options.sharpening_strength:
-        strength, hidden = options.sharpening_strength, options.face_hide_percentage
-        stages.append(("sharpen", partial(sharpen, sharpening_strength=strength, face_hide_percentage=hidden)))
-    return stages
-
-
-def build_paste(options: Options, image_size: int, detector: FaceAlignment | None) -> Paste:
-    """How a crop comes into its frame: whole as upstream, or through the mask that the options ask for."""
+        strength = options.sharpening_strength
+        stages.append(
+            ("sharpen", per_face(partial(sharpen, sharpening_strength=strength, face_hide_percentage=hidden)))
+        )
     if not (options.blur_kernel_size or options.landmark_mask):
-        return paste_whole
-    alpha: Alpha = partial(
+        return [*stages, ("paste", paste_stage())]
+    generated = partial(
         generated_alpha,
-        face_hide_percentage=options.face_hide_percentage,
+        face_hide_percentage=hidden,
         blur_kernel_size=options.blur_kernel_size,
         image_size=image_size,
     )
-    if options.landmark_mask and detector is not None:
-        alpha = LipAlpha(options.mask_expansion, options.adaptive_mask, alpha, detector.get_lip_landmarks)
-    return partial(paste_through, alpha=alpha)
+    if not options.landmark_mask:
+        return [*stages, ("paste", paste_stage(generated))]
+    assert detector is not None  # Options checked it
+    stages.append(("lips", in_batches(partial(find_lips, lip_landmarks=detector.lip_landmarks), LIP_BATCH)))
+    return [*stages, ("paste", paste_stage(LipAlpha(options.mask_expansion, options.adaptive_mask, generated)))]
 
 
-def pictures(
-    second_pass: SecondPass, stages: Stages, timings: Timings, paste: Paste = paste_whole
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pass 2 up to the encoder: (source frame, result), each uint8 [H, W, 3], for every output frame."""
-    for batch in second_pass.batches(0, second_pass.n_batches):
-        for index, frame in batch.frames.items():
-            picture = frame
-            if index in batch.faces:
-                face = batch.faces[index]
-                crop = apply_stages(batch.samples[index], face, stages, timings.measure)
-                with timings.measure("paste"):
-                    picture = paste(crop, face)
-            yield frame, picture
+def write_result(job: Job, second_pass: SecondPass, stages: Stages, options: Options) -> None:
+    """Pass 2, encoded with the soundtrack; the targets appear when they are complete.
 
-
-def write_result(job: Job, second_pass: SecondPass, stages: Stages, paste: Paste, timings: Timings) -> None:
-    """Encode pass 2's pictures with the soundtrack; the targets appear when they are complete."""
-    video, options = second_pass.clip.video, second_pass.options
+    Four threads work beside each other: decoding, sampling, the stages, and this one, which encodes.
+    """
+    video, timings = second_pass.clip.video, second_pass.timings
     open_writer = partial(VideoWriter, source=video, fps=video.fps, crf=options.crf, audio_path=job.audio_path)
-    bar = partial(tqdm, total=second_pass.n_output, desc="frames", unit="frame", disable=None)
-    with open_writer(job.out_path) as result, ExitStack() as stack:
+    with ExitStack() as stack:
+        result = stack.enter_context(open_writer(job.out_path))
         orig = stack.enter_context(open_writer(job.orig_path)) if options.save_orig else None
-        for frame, picture in bar(pictures(second_pass, stages, timings, paste)):
+        sampled = stack.enter_context(closing(ahead(second_pass.items(second_pass.batches), second_pass.batch_size)))
+        items = timings.iterate(None, sampled)
+        for name, stage in stages:
+            items = timings.iterate(name, stage(items))
+        items = timings.iterate(None, stack.enter_context(closing(ahead(items, WRITE_AHEAD))))
+        for item in tqdm(items, total=second_pass.playback.n_output, desc="frames", unit="frame", disable=None):
             with timings.measure("encode"):
-                result.write(picture)
+                result.write(item.picture)
                 if orig:
-                    orig.write(frame)
+                    orig.write(item.frame)
 
 
 # --------------------------------------------------------------------------------------------------------- the runs
@@ -623,7 +538,8 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
     device = choose_device(options.device, ranks.local_rank)
     checkpoint = load_checkpoint(options.model_path)
     check_model_flags(model_flags, checkpoint)
-    diffusion = create_gaussian_diffusion(checkpoint.config, options.timestep_respacing)
+    config = checkpoint.config
+    diffusion = create_gaussian_diffusion(config, options.timestep_respacing)
     fp16 = options.use_fp16 and device.type == "cuda"
     if options.use_fp16 and not fp16 and ranks.rank == 0:
         print(f"notice: --use_fp16 True has no effect on {device.type}: the network runs in float32", file=sys.stderr)
@@ -636,21 +552,23 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
     if options.work_dir is not None:
         sampler_key = {
             "checkpoint": file_digest(options.model_path),
-            "config": dataclasses.asdict(checkpoint.config),
-            "options": options.affecting("sampling"),
-            "arithmetic": [device.type, fp16, torch.__version__],
+            "config": dataclasses.asdict(config),
+            "arithmetic": [device.type, fp16],
         }
-    model = load_model(checkpoint, device, fp16)
-    sampler = DiffusionSampler(model, diffusion, checkpoint.config, options, device)
-    return Tools(checkpoint.config, sampler, detector, sampler_key, ranks)
+    sampler = DiffusionSampler(
+        load_model(checkpoint, device, fp16), diffusion, config, device, options.use_ddim, options.clip_denoised,
+        options.sampling_seed, options.face_hide_percentage,
+    )  # fmt: skip
+    return Tools(config, sampler, detector, sampler_key, ranks)
 
 
-def lip_sync(job: Job, clip: Clip, options: Options, tools: Tools) -> dict[str, Any] | None:
-    """Make one result. With several ranks on one job all call it: each samples a part, rank 0 composites.
+def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
+    """Make one result. With several ranks on one job all call it: each samples a part, and rank 0 composites beside.
 
     :return: what --stats says of the job; None on ranks that did not composite.
     """
     timings = Timings()
+    clip = open_clip(job, options)
     track_path, store = _work_files(job, clip, options, tools)
     ranks = tools.ranks if not options.generate_from_filelist else Ranks()
     if ranks.rank > 0:
@@ -664,19 +582,28 @@ def lip_sync(job: Job, clip: Clip, options: Options, tools: Tools) -> dict[str, 
             track.save(track_path)
     if ranks.rank == 0:
         ranks.barrier()
-    track = smooth_landmarks(track)
-    second_pass = SecondPass(clip, track, options, tools.config, tools.sampler, store, timings)
-    if ranks.size > 1:
-        mine = np.array_split(np.arange(second_pass.n_batches), ranks.size)[ranks.rank]
-        for _ in second_pass.batches(mine[0], mine[-1] + 1) if len(mine) else ():
+    playback = Playback(clip.video, smooth_landmarks(track), clip.n_windows, options)
+    batch_size = options.sampling_batch_size * tools.config.nframes
+    batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
+    mine = _share(batches, ranks)
+    sampler: Sampler = timings.measure("sample")(tools.sampler)
+    if store is not None:
+        sampler = StoredSampler(sampler, store, {batch.start for batch in batches if batch not in mine})
+    second_pass = SecondPass(clip, playback, sampler, batches, batch_size, timings)
+    if ranks.rank > 0:
+        for _ in second_pass.items(mine) if mine else ():
             pass
-        ranks.barrier()
-        if ranks.rank > 0:
-            return None
-    stages = build_stages(options)
-    paste = build_paste(options, tools.config.image_size, tools.detector)
-    write_result(job, second_pass, stages, paste, timings)
-    return report(job, second_pass.n_output, track, timings, stages)
+        return None
+    stages = build_stages(options, tools.config.image_size, tools.detector)
+    write_result(job, second_pass, stages, options)
+    said = report(job.out_path, playback.n_output, playback.track.summary(), timings)
+    return {**dataclasses.asdict(job), **said, "stages": [name for name, _ in stages]}
+
+
+def _share(batches: list[range], ranks: Ranks) -> list[range]:
+    """This rank's batches: as many as the others', in a row."""
+    edges = [len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)]
+    return batches[slice(*edges)]
 
 
 def _work_files(job: Job, clip: Clip, options: Options, tools: Tools) -> tuple[Path | None, ChunkStore | None]:
@@ -685,11 +612,17 @@ def _work_files(job: Job, clip: Clip, options: Options, tools: Tools) -> tuple[P
         return None, None
     track_parts = {
         "format": STORE_FORMAT,
+        "versions": versions(),
         "video": file_digest(job.video_path),
         "frames": clip.n_windows,
-        "options": options.affecting("detection"),
+        "options": options.affecting("faces"),
     }
-    sample_parts = {"track": track_parts, "audio": file_digest(job.audio_path), **tools.sampler_key}
+    sample_parts = {
+        "track": track_parts,
+        "audio": file_digest(job.audio_path),
+        "options": options.affecting("sampling"),
+        **tools.sampler_key,
+    }
     work_dir = Path(options.work_dir)
     # boxes, and so samples, are the same with landmarks and without
     track_key = content_key({**track_parts, "landmarks": options.landmark_mask and options.face_detector != "dlib"})
@@ -705,10 +638,9 @@ def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         return 0
     if ranks.size > 1 and options.work_dir is None:
         raise InputError(f"{ranks.size} processes on one video share their samples in a folder: give --work_dir")
-    clip = open_clip(job, options)
-    result = lip_sync(job, clip, options, load_tools(options, model_flags, ranks))
+    result = lip_sync(job, options, load_tools(options, model_flags, ranks))
     if options.stats and result is not None:
-        write_stats(options, result)
+        save_stats(options, result)
     return 0
 
 
@@ -725,10 +657,10 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
             continue
         try:
             check_job(job, options)
-            result = lip_sync(job, open_clip(job, options), options, tools)
+            result = lip_sync(job, options, tools)
             results += [result] if result else []
         except Exception as error:
-            if not isinstance(error, InputError):
+            if not isinstance(error, InputError | OSError):
                 traceback.print_exc()
             failures.append(f"{job.out_path}: {error}")
             print(f"generate.py: error: {failures[-1]}", file=sys.stderr)
@@ -741,21 +673,13 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
         for failure in failures:
             print(f"failed: {failure}")
         if options.stats:
-            write_stats(options, {"jobs": results, "failed": failures, "skipped": skipped})
+            save_stats(options, {"jobs": results, "failed": failures, "skipped": skipped})
     return 1 if any(rank_failures for _, rank_failures, _ in gathered) else 0
 
 
-def write_stats(options: Options, result: dict[str, Any]) -> None:
-    """Write `--stats`: times, memory, versions, device and all options."""
-    content = {
-        **result,
-        "peak_memory_mib": peak_memory(),
-        "device": str(choose_device(options.device)),
-        "versions": versions(),
-        "options": dataclasses.asdict(options),
-    }
-    with replace_when_complete(Path(str(options.stats))) as part:
-        part.write_text(json.dumps(content, indent=2), encoding="utf-8")
+def save_stats(options: Options, result: dict[str, Any]) -> None:
+    settings = {"device": str(choose_device(options.device)), "options": dataclasses.asdict(options)}
+    write_stats(Path(str(options.stats)), {**result, **settings})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -769,6 +693,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"generate.py: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"generate.py: error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """What happens to a generated crop on its way into the frame, and how well the composite fits into it."""
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import cv2
@@ -11,107 +10,82 @@ import numpy as np
 import skimage.color
 
 from face_detection.api import LIP
-from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop
+from guided_diffusion.streams import Box, Face, Item, Stage
+from guided_diffusion.tfg_data_util import create_gradient_mask, inside_frame, resize_crop, to_levels
+
+# ---------------------------------------------------------------------------------------------------------- the paste
 
 
-@dataclass(frozen=True)
-class Face:
-    """The record of the followed face in one output frame.
+Alpha = Callable[[Item, tuple[int, int]], np.ndarray]
+"""An item and its box's (height, width) -> how much of the crop shows, float32 [height, width] in [0, 1]."""
 
-    :param index: output frame.
-    :param frame: the source frame, RGB uint8 [H, W, 3].
-    :param box: (y1, y2, x1, x2), half open, in frame pixels.
-    :param landmarks: float32 [68, 2], (x, y) in frame pixels, or None when the detector gives none.
-    :param is_cut: the first frame after a hard cut: stages forget what they remember.
-    :param network_crop: the source's crop as the network saw it, RGB uint8 [h, w, 3].
+
+def paste_stage(alpha: Alpha | None = None) -> Stage:
+    """The last stage: crops come into their frames, whole as upstream, or through `alpha`."""
+
+    def stage(items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            if item.face is None or item.crop is None:
+                yield replace(item, picture=item.frame)
+                continue
+            crop = at_box(item)
+            if alpha is None:
+                picture = paste_crop(item.frame, crop, item.face.box)
+            else:
+                picture = composite(item.frame, crop, item.face.box, alpha(item, crop.shape[:2]))
+            yield replace(item, picture=picture)
+
+    return stage
+
+
+def at_box(item: Item) -> np.ndarray:
+    """The generated crop as it is pasted: uint8 [h, w, 3] at the size of its face's box."""
+    assert item.face is not None
+    assert item.crop is not None
+    y1, y2, x1, x2 = item.face.box
+    return resize_crop(to_levels(item.crop), y2 - y1, x2 - x1)
+
+
+def paste_crop(frame: np.ndarray, crop: np.ndarray, box: Box) -> np.ndarray:
+    """A copy of `frame` uint8 [H, W, 3] whose box shows `crop` uint8 [h, w, 3] (as upstream).
+
+    Of a box that reaches beyond the frame, the part inside is pasted.
     """
-
-    index: int
-    frame: np.ndarray
-    box: tuple[int, int, int, int]
-    landmarks: np.ndarray | None
-    is_cut: bool
-    network_crop: np.ndarray
-
-
-Stage = Callable[[np.ndarray, Face], np.ndarray]
-"""A crop RGB float32 [h, w, 3] in [0, 1] and its face -> a new crop, perhaps of another size."""
-
-Stages = list[tuple[str, Stage]]
-"""The enhancements of a run, by name and in order."""
-
-
-def apply_stages(
-    crop: np.ndarray, face: Face, stages: Stages, measure: Callable[[str], AbstractContextManager[None]]
-) -> np.ndarray:
-    """Run a generated crop uint8 [h, w, 3] through the stages; without stages it comes back as it is.
-
-    :param measure: takes a stage's name and times what runs inside.
-    """
-    if not stages:
-        return crop
-    picture = crop.astype(np.float32) / 255
-    for name, stage in stages:
-        with measure(name):
-            picture = stage(picture, face)
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
-
-
-def paste_crop(frame: np.ndarray, crop: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """A copy of `frame` uint8 [H, W, 3] whose whole box (y1, y2, x1, x2) shows `crop` uint8 [h, w, 3] (as upstream)."""
-    y1, y2, x1, x2 = box
     result = frame.copy()
-    result[y1:y2, x1:x2] = resize_crop(crop, y2 - y1, x2 - x1)
+    in_frame, in_box = inside_frame(box, frame.shape)
+    y1, y2, x1, x2 = box
+    result[in_frame] = resize_crop(crop, y2 - y1, x2 - x1)[in_box]
     return result
 
 
-Paste = Callable[[np.ndarray, Face], np.ndarray]
-"""A crop uint8 [h, w, 3] after all stages and its face -> the face's frame with the crop in it."""
-
-Alpha = Callable[[np.ndarray, Face], np.ndarray]
-"""A crop uint8 [h, w, 3] at its box's size and its face -> how much of it shows, float32 [h, w] in [0, 1]."""
-
-
-def paste_whole(crop: np.ndarray, face: Face) -> np.ndarray:
-    """The plain `Paste`, as upstream."""
-    return paste_crop(face.frame, crop, face.box)
-
-
-def paste_through(crop: np.ndarray, face: Face, alpha: Alpha) -> np.ndarray:
-    """The blending `Paste`: what `alpha` lets through, at the frame's own resolution."""
-    y1, y2, x1, x2 = face.box
-    generated = resize_crop(crop, y2 - y1, x2 - x1)
-    return composite(face.frame, generated, face.box, alpha(generated, face))
-
-
-def composite(
-    frame: np.ndarray, crop: np.ndarray, box: tuple[int, int, int, int], alpha: np.ndarray
-) -> np.ndarray:
+def composite(frame: np.ndarray, crop: np.ndarray, box: Box, alpha: np.ndarray) -> np.ndarray:
     """A copy of the frame in which the crop shows through alpha, rounded; where alpha is 0 no bit changes.
 
     :param frame: RGB uint8 [H, W, 3].
     :param crop: RGB uint8 [h, w, 3] at the box's size.
-    :param box: (y1, y2, x1, x2), half open, in frame pixels.
+    :param box: the part of it inside the frame is composited.
     :param alpha: float32 [h, w] in [0, 1].
     """
     result = frame.copy()
+    in_frame, in_box = inside_frame(box, frame.shape)
+    inside, crop, alpha = result[in_frame], crop[in_box], alpha[in_box]
     x, y, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
     shown = slice(y, y + height), slice(x, x + width)
-    below = result[box[0] :, box[2] :][shown]
+    below = inside[shown]
     difference = cv2.subtract(crop[shown], below, dtype=cv2.CV_32F)
     below[:] = np.rint(below + alpha[shown][..., None] * difference)
     return result
 
 
 def generated_alpha(
-    crop: np.ndarray, face: Face, face_hide_percentage: float, blur_kernel_size: int, image_size: int
+    item: Item, size: tuple[int, int], face_hide_percentage: float, blur_kernel_size: int, image_size: int
 ) -> np.ndarray:
     """The `Alpha` of what the network generated, feathered by `create_gradient_mask` at the box's size.
 
     :param blur_kernel_size: in pixels of the network's crop, which is image_size wide and high; 0 feathers nothing.
     """
-    del face
-    height, width = crop.shape[:2]
+    del item
+    height, width = size
     kernels = blur_kernel_size * height // image_size, blur_kernel_size * width // image_size
     return create_gradient_mask(1, height, width, face_hide_percentage, kernels)[0, 0].numpy()
 
@@ -120,6 +94,9 @@ def generated_alpha(
 
 HULL_GROWTH = 0.5
 """Share of the margin around the lips that is fully shown; the rest is the soft edge."""
+
+
+LEAST_MARGIN = 1e-3  # px: landmarks that failed may give a mouth without any width
 
 
 def create_lip_mask(face_shape: tuple[int, ...], lip_landmarks: np.ndarray, expansion_factor: float) -> np.ndarray:
@@ -134,7 +111,7 @@ def create_lip_mask(face_shape: tuple[int, ...], lip_landmarks: np.ndarray, expa
     :param expansion_factor: above 1.
     """
     height, width = face_shape[:2]
-    margin = (expansion_factor - 1) * mouth_width(lip_landmarks)
+    margin = max(LEAST_MARGIN, (expansion_factor - 1) * mouth_width(lip_landmarks))
     points = lip_landmarks.reshape(-1, 2)
     left, top = np.floor(points.min(axis=0) - margin).astype(int)
     right, bottom = np.ceil(points.max(axis=0) + margin).astype(int) + 1
@@ -183,8 +160,17 @@ def adaptive_mask_size(base_expansion: float, mouth_opening: float) -> float:
     return 1 + (base_expansion - 1) * (1 + OPEN_GROWTH * mouth_opening)
 
 
-LipLandmarks = Callable[[np.ndarray], np.ndarray | None]
-"""A face crop RGB uint8 [h, w, 3] -> its lip landmarks float32 [20, 2] in its pixels (`get_lip_landmarks`)."""
+LipLandmarks = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray | None]]
+"""Face crops RGB uint8 [h, w, 3] -> the lip landmarks of each, float32 [20, 2] in its pixels, or None."""
+
+
+def find_lips(items: list[Item], lip_landmarks: LipLandmarks) -> list[Item]:
+    """For `in_batches`: the items with the generated lips, as they will be pasted."""
+    return [
+        replace(item, lips=lips)
+        for item, lips in zip(items, lip_landmarks([at_box(item) for item in items]), strict=True)
+    ]
+
 
 REMEMBERED = 2  # frames whose generated lips stay covered
 RELEASE = 0.85  # of an opening is left after a frame
@@ -205,36 +191,38 @@ class LipAlpha:
     :param expansion: margin around the lips, see `create_lip_mask`.
     :param adaptive: the margin grows with the larger of the source's and the generated opening.
     :param generated: what the network generated: nothing else is shown.
-    :param lip_landmarks: finds the generated lips. Where it finds none, or none that can be this mouth, the source's
-        lips are taken, opened as far as a mouth can.
+
+    Where an item has no generated lips (see `find_lips`), or none that can be this mouth, the source's lips are taken,
+    opened as far as a mouth can.
     """
 
-    def __init__(self, expansion: float, adaptive: bool, generated: Alpha, lip_landmarks: LipLandmarks) -> None:
+    def __init__(self, expansion: float, adaptive: bool, generated: Alpha) -> None:
         self.expansion = expansion
         self.adaptive = adaptive
         self.generated = generated
-        self.lip_landmarks = lip_landmarks
         self._last_index: int | None = None
         self._recent: deque[np.ndarray] = deque(maxlen=1 + REMEMBERED)
         self._opening = 0.0
 
-    def __call__(self, crop: np.ndarray, face: Face) -> np.ndarray:
+    def __call__(self, item: Item, size: tuple[int, int]) -> np.ndarray:
+        face = item.face
+        assert face is not None
         assert face.landmarks is not None  # pass 1 finds them for this mask
         if face.is_cut or self._last_index is None or face.index != self._last_index + 1:
             self._recent.clear()
             self._opening = 0.0
         self._last_index = face.index
-        size = crop.shape[1::-1]
+        scale = size[::-1]
         source = face.landmarks[LIP] - np.array([face.box[2], face.box[0]], np.float32)
-        generated = self.lip_landmarks(crop)
+        generated = item.lips
         if generated is None or not _is_same_mouth(generated, source):
             generated = _opened(source)
-        self._recent.append(generated / size)
+        self._recent.append(generated / scale)
         opening = max(calculate_mouth_opening(source), calculate_mouth_opening(generated))
         self._opening = max(opening, RELEASE * self._opening)
         expansion = adaptive_mask_size(self.expansion, self._opening) if self.adaptive else self.expansion
-        mouths = np.stack([source, *(lips * size for lips in self._recent)])
-        return create_lip_mask(crop.shape, mouths, expansion) * self.generated(crop, face)
+        mouths = np.stack([source, *(lips * scale for lips in self._recent)])
+        return create_lip_mask(size, mouths, expansion) * self.generated(item, size)
 
 
 def _is_same_mouth(lips: np.ndarray, source: np.ndarray) -> bool:
@@ -293,7 +281,7 @@ def enhance_lip_detail(generated_face: np.ndarray, sharpening_strength: float) -
 
 
 def sharpen(crop: np.ndarray, face: Face, sharpening_strength: float, face_hide_percentage: float) -> np.ndarray:
-    """The `Stage`: the crop at its box's size, its generated lower part sharpened."""
+    """For `per_face`: the crop at its box's size, its generated lower part sharpened."""
     y1, y2, x1, x2 = face.box
     sharpened = resize_crop(crop, y2 - y1, x2 - x1)
     top = int((y2 - y1) * (1 - face_hide_percentage))
@@ -315,16 +303,16 @@ class Edge(NamedTuple):
     """The columns (rows of a vertical edge) that it passes, half open."""
 
 
-def mask_contour(box: tuple[int, int, int, int]) -> list[Edge]:
-    """Where what the network generated meets what it was given: the upper edge of the lower half of the box.
+def mask_contour(box: Box, face_hide_percentage: float = 0.5) -> list[Edge]:
+    """Where what the network generated meets what it was given: the upper edge of the hidden part of the box.
 
-    For the default face_hide_percentage of 0.5. Enlarging a crop n times spreads a step there over n rows.
+    Enlarging a crop n times spreads a step there over n rows.
     """
     y1, y2, x1, x2 = box
-    return [Edge("horizontal", y1 + int(0.5 * (y2 - y1)), x1, x2)]
+    return [Edge("horizontal", y1 + int((1 - face_hide_percentage) * (y2 - y1)), x1, x2)]
 
 
-def box_contour(box: tuple[int, int, int, int]) -> list[Edge]:
+def box_contour(box: Box) -> list[Edge]:
     """The left, right and bottom sides of the box, which a plain paste leaves hard."""
     y1, y2, x1, x2 = box
     return [Edge("vertical", x1, y1, y2), Edge("vertical", x2, y1, y2), Edge("horizontal", y2, x1, x2)]
@@ -377,7 +365,7 @@ def _mean(parts: list[np.ndarray]) -> float:
     return float(np.concatenate(parts).mean())
 
 
-def ring_delta_e(frame: np.ndarray, box: tuple[int, int, int, int]) -> float:
+def ring_delta_e(frame: np.ndarray, box: Box) -> float:
     """Difference of colour between two rings, 4 to 8 pixels inside and outside the box's contour.
 
     The CIEDE2000 difference of the rings' mean Lab colours (METHODS: Seams and blending). A face differs from what is
@@ -397,7 +385,7 @@ def ring_delta_e(frame: np.ndarray, box: tuple[int, int, int, int]) -> float:
     return float(skimage.color.deltaE_ciede2000(*means))
 
 
-def _filled(frame: np.ndarray, box: tuple[int, int, int, int], growth: int) -> np.ndarray:
+def _filled(frame: np.ndarray, box: Box, growth: int) -> np.ndarray:
     """bool [H, W], True in the box grown by that many pixels on each side."""
     y1, y2, x1, x2 = box
     filled = np.zeros(frame.shape[:2], dtype=bool)
@@ -427,7 +415,7 @@ CHROMA_MARGIN = 5
 """Pixels around a changed area that change too when the chroma's resolution is halved and restored (measured)."""
 
 
-def outside_difference(source: np.ndarray, result: np.ndarray, box: tuple[int, int, int, int]) -> int:
+def outside_difference(source: np.ndarray, result: np.ndarray, box: Box) -> int:
     """The largest difference, in levels of any channel, outside the box grown by CHROMA_MARGIN.
 
     0 when nothing but the box was touched and nothing was encoded, or nothing lies outside. Encoding at a crf above 0

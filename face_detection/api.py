@@ -168,6 +168,10 @@ class FaceAlignment:
         landmarks = self.get_landmarks_from_image(face_crop, box=(0, height, 0, width))
         return None if landmarks is None else landmarks[LIP]
 
+    def lip_landmarks(self, face_crops: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        """`get_lip_landmarks` of each crop."""
+        return [self.get_lip_landmarks(crop) for crop in face_crops]
+
 
 class _Networks:
     """face-alignment's detectors and its 2D-FAN landmark network.

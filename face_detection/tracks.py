@@ -21,6 +21,9 @@ MAX_GAP = 12
 MIN_OVERLAP = 0.1
 """A face belongs to the one seen last when their boxes' intersection over union is at least this."""
 
+VOXCELEB2_SIZE = 224
+"""px, the side of VoxCeleb2's frames."""
+
 Pads = tuple[int, int, int, int]
 Detect = Callable[[Sequence[np.ndarray]], list[list[Detection]]]
 
@@ -152,6 +155,12 @@ def fixed_track(n_frames: int, box: tuple[int, int, int, int]) -> FaceTrack:
         is_interpolated=nothing,
         is_cut=nothing,
     )
+
+
+def voxceleb2_box(height: int, width: int) -> tuple[int, int, int, int]:
+    """The fixed crop (y1, y2, x1, x2) of a VoxCeleb2 frame (REFERENCE.md: Video loop)."""
+    side = int(width * 1.8 / 8)
+    return 0, height - int(height * 2.36 / 8), side, width - side
 
 
 def smooth_boxes(boxes: np.ndarray, window: int = 5) -> np.ndarray:

@@ -31,6 +31,7 @@ from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.logger import peak_memory, versions
+from guided_diffusion.sampling import SampleBatch, sample
 from guided_diffusion.script_util import (
     Checkpoint,
     ModelConfig,
@@ -38,10 +39,11 @@ from guided_diffusion.script_util import (
     create_model,
     load_model,
 )
-from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch
+from guided_diffusion.streams import Face, Item, Stage
+from guided_diffusion.tfg_data_util import resize_crop, sampling_noise, tfg_process_batch
 from guided_diffusion.unet import TFGModel
 from guided_diffusion.video_util import VideoWriter, open_video
-from post_processing import Face, LipAlpha, generated_alpha, paste_crop, paste_through, paste_whole, sharpen
+from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
 
 PARTS = ("sampling", "media", "composite", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
@@ -135,7 +137,7 @@ def plain_loop(model: TFGModel, diffusion: GaussianDiffusion, batch: dict[str, T
 
 def our_loop(model: TFGModel, diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> Tensor:
     with torch.inference_mode():
-        return generate.sample(model, diffusion.ddim_sample_loop, batch)
+        return sample(model, diffusion.ddim_sample_loop, batch)
 
 
 def alternate(functions: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -215,17 +217,22 @@ def benchmark_composite(n: int) -> None:
     x1, y1, x2, y2 = (int(v) for v in detection.box)
     size = ModelConfig().image_size
     crop = cv2.resize(frame[y1:y2, x1:x2], (size, size))
-    face = Face(0, frame, (y1, y2, x1, x2), detection.landmarks, False, crop)
+    face = Face(0, (y1, y2, x1, x2), detection.landmarks)
     at_box = cv2.resize(crop, (x2 - x1, y2 - y1))
-    lips = detector.get_lip_landmarks(at_box)
-    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15, image_size=size)
-    mask = LipAlpha(1.2, True, generated, lambda _crop: lips)
     picture = crop.astype(np.float32) / 255
+    item = Item(frame, face, picture, lips=detector.get_lip_landmarks(at_box))
+    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15, image_size=size)
+    mask = LipAlpha(1.2, True, generated)
+    of_box = at_box.shape[:2]
+
+    def run(stage: Stage) -> list[Item]:
+        return list(stage(iter([item])))
+
     ms = {
-        "plain paste": milliseconds(lambda: paste_whole(crop, face)),
-        "blending (with the paste)": milliseconds(lambda: paste_through(crop, face, generated)),
+        "plain paste": milliseconds(lambda: run(paste_stage())),
+        "blending (with the paste)": milliseconds(lambda: run(paste_stage(generated))),
         "sharpening": milliseconds(lambda: sharpen(picture, face, 0.5, 0.5)),
-        "lip mask alone": milliseconds(lambda: mask(at_box, face)) - milliseconds(lambda: generated(at_box, face)),
+        "lip mask alone": milliseconds(lambda: mask(item, of_box)) - milliseconds(lambda: generated(item, of_box)),
         "landmarks of a generated crop (dlib)": milliseconds(lambda: detector.get_lip_landmarks(at_box)),
     }
     sampling = 1000 * 25 * seconds_per_image(n)
@@ -263,12 +270,13 @@ def measure_memory(video: str, audio: str) -> float:
         face_detector="dlib", sampling_seed=7, save_orig=False,
     )  # fmt: skip
 
-    def stub(crops: Sequence[np.ndarray], *_: object) -> np.ndarray:
-        return np.stack(crops)
+    size = ModelConfig().image_size
 
-    job = generate.single_job(options)
+    def stub(batch: SampleBatch) -> np.ndarray:
+        return np.stack([resize_crop(crop, size, size) for crop in batch.crops])
+
     tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, Ranks())
-    generate.lip_sync(job, generate.open_clip(job, options), options, tools)
+    generate.lip_sync(generate.single_job(options), options, tools)
     return peak_memory()["rss"]
 
 

@@ -35,10 +35,10 @@ from audio.hparams import DEFAULT as HPARAMS
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.lip_metrics import mouth_opening
 from face_detection.tracks import FaceTrack, build_track
-from generate import sample
 from guided_diffusion.dist_util import DEVICES, choose_device
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
+from guided_diffusion.sampling import sample
 from guided_diffusion.script_util import (
     Checkpoint,
     FlagParser,

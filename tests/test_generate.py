@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -21,13 +20,14 @@ from fill import fill_
 
 import generate
 from face_detection.api import Detection
-from face_detection.tracks import build_track
-from generate import DiffusionSampler, Options, SecondPass, create_argparser, main, parse_options, pictures
+from face_detection.tracks import build_track, voxceleb2_box
+from generate import Options, Playback, build_stages, create_argparser, main, parse_options
 from guided_diffusion.errors import InputError
-from guided_diffusion.logger import Timings
+from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
+from guided_diffusion.streams import Face, Item, Stages, per_face
 from guided_diffusion.video_util import source_index
-from post_processing import paste_whole
+from post_processing import paste_stage
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -52,16 +52,37 @@ class FakeVideo:
 
 
 @dataclass(frozen=True)
-class FakeClip:
-    video: FakeVideo
-    n_windows: int
-    mel: np.ndarray | None = None
-    fps: Fraction = Fraction(25)
+class Loop:
+    """Pass 2 on the golden frames, with everything but the pixels' way through it."""
+
+    frames: np.ndarray
+    playback: Playback
+    options: Options
+    sampler: Sampler
+    mels: np.ndarray
+    expected: np.lib.npyio.NpzFile
+
+    def items(self, batch_size: int = 10) -> Iterator[Item]:
+        batches = plan_batches(self.playback.n_output, batch_size, self.playback.shot_starts)
+        shown = self.playback.items(0, self.playback.n_output)
+        return generate_crops(shown, batches, self.sampler, self.mels.__getitem__, self.playback.reference())
+
+    def pictures(self, stages: Stages | None = None) -> list[np.ndarray]:
+        items = self.items()
+        for _, stage in stages or build_stages(self.options, 64, None):
+            items = stage(items)
+        return [item.picture for item in items]
+
+    def changed(self, **track: np.ndarray | None) -> "Loop":
+        """With other values in the track."""
+        playback = Playback(
+            self.playback.video, replace(self.playback.track, **track), self.playback.n_output, self.options
+        )
+        return replace(self, playback=playback)
 
 
-def golden_pass(small_config: dict, monkeypatch: pytest.MonkeyPatch, **flags: object) -> tuple[SecondPass, np.ndarray]:
+def golden_loop(small_config: dict, **flags: object) -> Loop:
     golden = np.load(DATA / "loop.npz")
-    monkeypatch.setattr(generate, "mel_windows", lambda mel, start, stop, fps: golden["mels"][start:stop])  # noqa: ARG005
     config = model_config(small_config, "test")
     options = Options(
         video_path="v", audio_path="a", model_path="m", is_voxceleb2=False, sampling_seed=7, use_ddim=True, **flags
@@ -73,11 +94,14 @@ def golden_pass(small_config: dict, monkeypatch: pytest.MonkeyPatch, **flags: ob
 
     track = build_track(iter(golden["frames"]), detect, batch_size=4, pads=(0, 0, 0, 0))
     model = fill_(create_model(config)).eval().to(memory_format=torch.channels_last)
-    sampler = DiffusionSampler(
-        model, create_gaussian_diffusion(config, "ddim10"), config, options, torch.device("cpu")
-    )
-    clip = FakeClip(FakeVideo(golden["frames"]), n_windows=len(golden["frames"]))
-    return SecondPass(clip, track, options, config, sampler, None, Timings()), golden
+    diffusion = create_gaussian_diffusion(config, "ddim10")
+    sampler = DiffusionSampler(model, diffusion, config, torch.device("cpu"), True, True, 7, 0.5)
+    playback = Playback(FakeVideo(golden["frames"]), track, len(golden["frames"]), options)
+    return Loop(golden["frames"], playback, options, sampler, golden["mels"], golden)
+
+
+def black(batch: SampleBatch) -> np.ndarray:
+    return np.zeros((len(batch.crops), 64, 64, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -88,51 +112,44 @@ def golden_pass(small_config: dict, monkeypatch: pytest.MonkeyPatch, **flags: ob
         ("random", {"sampling_ref_type": "random"}),
     ],
 )
-def test_loop_equals_the_reference(
-    name: str, flags: dict, small_config: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    second_pass, golden = golden_pass(small_config, monkeypatch, **flags)
-    output = np.stack([picture for _, picture in pictures(second_pass, [], Timings())])
-    expected = golden[f"out_{name}"]
+def test_loop_equals_the_reference(name: str, flags: dict, small_config: dict) -> None:
+    loop = golden_loop(small_config, **flags)
+    output, expected = np.stack(loop.pictures()), loop.expected[f"out_{name}"]
     assert output.shape == expected.shape
     difference = np.abs(output.astype(int) - expected)
     assert (difference > 2).mean() < 1e-3
 
 
-def test_stages_run_in_order_on_float_crops(small_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage gets the crop in [0, 1] with its face, may change the size, and does not see what it must not change."""
-    second_pass, _ = golden_pass(small_config, monkeypatch)
-    second_pass.sampler = lambda crops, *_: np.full((len(crops), 64, 64, 3), 51, np.uint8)
+def test_stages_get_float_crops_of_any_size(small_config: dict) -> None:
+    loop = replace(
+        golden_loop(small_config), sampler=lambda batch: np.full((len(batch.crops), 64, 64, 3), 51, np.uint8)
+    )
     seen = []
 
-    def double(crop: np.ndarray, face: generate.Face) -> np.ndarray:
+    def double(crop: np.ndarray, face: Face) -> np.ndarray:
         seen.append((face.index, crop.dtype, crop.shape, float(crop.max())))
         return np.repeat(np.repeat(2 * crop, 2, axis=0), 2, axis=1)
 
-    timings = Timings()
-    shown = list(pictures(second_pass, [("double", double), ("halve", lambda crop, face: crop / 4)], timings))  # noqa: ARG005
+    halve = per_face(lambda crop, face: crop / 4)  # noqa: ARG005
+    shown = loop.pictures([("double", per_face(double)), ("halve", halve), ("paste", paste_stage())])
     assert seen == [(k, np.float32, (64, 64, 3), pytest.approx(0.2)) for k in range(13)]
-    for index, (source, picture) in enumerate(shown):
-        y1, y2, x1, x2 = second_pass.track.boxes[index]
+    for source, picture, (y1, y2, x1, x2) in zip(loop.frames, shown, loop.playback.track.boxes, strict=True):
         assert (picture[y1:y2, x1:x2] == 26).all()
         outside = np.ones(picture.shape[:2], bool)
         outside[y1:y2, x1:x2] = False
         np.testing.assert_array_equal(picture[outside], source[outside])
-    assert {"double", "halve", "paste"} <= timings.seconds.keys()
 
 
-def test_frames_without_a_face_pass_through(small_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    second_pass, golden = golden_pass(small_config, monkeypatch, sampling_ref_type="first_frame")
-    has_face = second_pass.track.has_face.copy()
+def test_frames_without_a_face_pass_through(small_config: dict) -> None:
+    loop = replace(golden_loop(small_config, sampling_ref_type="first_frame"), sampler=black)
+    has_face = loop.playback.track.has_face.copy()
     has_face[[0, 5]] = False
-    second_pass.track = replace(second_pass.track, has_face=has_face)
-    second_pass.sampler = lambda crops, *_: np.zeros((len(crops), 64, 64, 3), np.uint8)
-    for index, (_, picture) in enumerate(pictures(second_pass, [], Timings())):
-        assert (picture == golden["frames"][index]).all() == (index in (0, 5))
+    loop = loop.changed(has_face=has_face)
+    for index, picture in enumerate(loop.pictures()):
+        assert (picture == loop.frames[index]).all() == (index in (0, 5))
     # the reference is then the first crop that there is
-    y1, y2, x1, x2 = second_pass.track.boxes[1]
-    expected = cv2.resize(golden["frames"][1][y1:y2, x1:x2], (64, 64))
-    np.testing.assert_array_equal(second_pass._reference_crop(), expected)
+    y1, y2, x1, x2 = loop.playback.track.boxes[1]
+    np.testing.assert_array_equal(loop.playback.reference(), loop.frames[1][y1:y2, x1:x2])
 
 
 @pytest.mark.parametrize(
@@ -142,28 +159,50 @@ def test_frames_without_a_face_pass_through(small_config: dict, monkeypatch: pyt
 def test_a_shot_begins_where_it_is_played(
     order: str, shots_begin: list[int], small_config: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, golden = golden_pass(small_config, monkeypatch, audio_longer=order)
-    track = replace(base.track, is_cut=np.arange(13) == 4)
+    """And no batch goes on across it."""
+    base = golden_loop(small_config, audio_longer=order)
     n_output = 13 if order == "cut" else 30
 
-    def frames(*_: object, start: int) -> Iterator[tuple[int, np.ndarray]]:
-        sources = (source_index(i, 13, order) for i in range(start, n_output))
-        return ((source, golden["frames"][source]) for source in sources)
+    def frames(_video: object, n_source: int, stop: int, _order: str, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        sources = (source_index(i, n_source, order) for i in range(start, stop))
+        return ((source, base.frames[source]) for source in sources)
 
     monkeypatch.setattr(generate, "ordered_frames", frames)
-    monkeypatch.setattr(generate, "mel_windows", lambda *_: np.zeros((1, 80, 16), np.float32))
-    clip = FakeClip(base.clip.video, n_output)
-    second_pass = SecondPass(
-        clip, track, base.options, base.config, lambda crops, *_: np.stack(crops), None, Timings()
-    )
-    faces = [face for batch in second_pass.batches(0, second_pass.n_batches) for face in batch.faces.values()]
-    assert [face.index for face in faces if face.is_cut] == shots_begin
+    track = replace(base.playback.track, is_cut=np.arange(13) == 4)
+    playback = Playback(base.playback.video, track, n_output, base.options)
+    assert playback.shot_starts == shots_begin
+    batches = []
+
+    def note(batch: SampleBatch) -> np.ndarray:
+        batches.append([face.index for face in batch.faces])
+        return black(batch)
+
+    loop = replace(base, playback=playback, sampler=note, mels=np.zeros((30, 80, 16), np.float32))
+    items = list(loop.items(batch_size=10))
+    assert [item.face.index for item in items if item.face and item.face.is_cut] == shots_begin
+    assert all(set(batch[1:]).isdisjoint(shots_begin) for batch in batches)
+    assert [index for batch in batches for index in batch] == list(range(n_output))
+
+
+def test_a_batch_hears_and_sees_what_belongs_to_it(small_config: dict) -> None:
+    loop = golden_loop(small_config)
+    seen: list[SampleBatch] = []
+    list(replace(loop, sampler=lambda batch: seen.append(batch) or black(batch)).items(batch_size=5))
+    assert [batch.first for batch in seen] == [0, 5, 10]
+    for batch in seen:
+        for place, face in enumerate(batch.faces):
+            assert face.index == batch.first + place
+            y1, y2, x1, x2 = face.box
+            assert face.box == tuple(loop.playback.track.boxes[face.index])
+            np.testing.assert_array_equal(batch.crops[place], loop.frames[face.index][y1:y2, x1:x2])
+            np.testing.assert_array_equal(batch.references[place], batch.crops[place])
+            np.testing.assert_array_equal(batch.mels[place], loop.mels[face.index])
 
 
 def test_no_flag_no_stage() -> None:
-    options = Options(video_path="v", audio_path="a", model_path="m")
-    assert generate.build_stages(options) == []
-    assert generate.build_paste(options, 64, None) is paste_whole
+    """Only the plain paste, as upstream."""
+    stages = build_stages(Options(video_path="v", audio_path="a", model_path="m"), 64, None)
+    assert [name for name, _ in stages] == ["paste"]
 
 
 @dataclass(frozen=True)
@@ -172,28 +211,27 @@ class FakeDetector:
 
     lips: np.ndarray
 
-    def get_lip_landmarks(self, face_crop: np.ndarray) -> np.ndarray:
-        return self.lips * face_crop.shape[1::-1]
+    def lip_landmarks(self, face_crops: list[np.ndarray]) -> list[np.ndarray]:
+        return [self.lips * crop.shape[1::-1] for crop in face_crops]
 
 
-def test_blending_leaves_the_frame_outside_its_mask(small_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
     """Before encoding: the upper face always, and with a lip mask all but the mouth."""
-    second_pass, golden = golden_pass(small_config, monkeypatch)
-    second_pass.sampler = lambda crops, *_: np.zeros((len(crops), 64, 64, 3), np.uint8)
+    loop = replace(golden_loop(small_config), sampler=black)
     lips = mouth(0.5, 0.75, width=0.3)
-    landmarks = np.zeros((len(golden["frames"]), 68, 2), np.float32)
-    for source, (y1, y2, x1, x2) in enumerate(second_pass.track.boxes):
+    landmarks = np.zeros((len(loop.frames), 68, 2), np.float32)
+    for source, (y1, y2, x1, x2) in enumerate(loop.playback.track.boxes):
         landmarks[source, 48:] = (x1, y1) + lips * (x2 - x1, y2 - y1)
-    second_pass.track = replace(second_pass.track, landmarks=landmarks)
-    base = second_pass.options
+    loop = loop.changed(landmarks=landmarks)
     for flags, left, right, top in (
         ({"blur_kernel_size": 10}, 0, 1, 0.5),
         ({"landmark_mask": True}, 0.28, 0.72, 0.6),
         ({"landmark_mask": True, "blur_kernel_size": 10, "adaptive_mask": True}, 0.26, 0.74, 0.58),
     ):
-        paste = generate.build_paste(replace(base, **flags), 64, FakeDetector(lips))  # type: ignore[arg-type]
-        for index, (source, picture) in enumerate(pictures(second_pass, [], Timings(), paste)):
-            y1, y2, x1, x2 = second_pass.track.boxes[index]
+        stages = build_stages(replace(loop.options, **flags), 64, FakeDetector(lips))  # type: ignore[arg-type]
+        for source, picture, (y1, y2, x1, x2) in zip(
+            loop.frames, loop.pictures(stages), loop.playback.track.boxes, strict=True
+        ):
             changed = (picture != source).any(axis=2)
             rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
             assert y1 + int(top * (y2 - y1)) <= rows.min() < rows.max() < y2
@@ -237,7 +275,7 @@ def test_all_of_upstreams_flags(job: list[str], video: Path, tmp_path: Path) -> 
     frames = result_of([*job, *UPSTREAM_FLAGS], "--stats", str(stats), "--save_orig", "True")
     source = decoded(video)
     assert frames.shape == source.shape
-    y1, y2, x1, x2 = generate.voxceleb2_box(224, 224)
+    y1, y2, x1, x2 = voxceleb2_box(224, 224)
     assert np.abs(frames[:, y2 + 4 :].astype(int) - source[:, y2 + 4 :]).max() <= 3
     assert np.abs(frames[:, (y1 + y2) // 2 : y2, x1:x2].astype(int) - source[:, (y1 + y2) // 2 : y2, x1:x2]).mean() > 5
     assert np.abs(decoded(tmp_path / "out folder" / "result_orig.mp4").astype(int) - source).max() <= 3
@@ -442,13 +480,13 @@ def test_two_ranks_share_one_video(job: list[str], tmp_path: Path) -> None:
 
 
 def count_samples(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Batches that are sampled from here on, by number."""
+    """Batches that are sampled from here on, by their first frames."""
     numbers: list[int] = []
     plain = DiffusionSampler.__call__
 
-    def counting(self: DiffusionSampler, crops, ref_crops, mels, batch_number):
-        numbers.append(batch_number)
-        return plain(self, crops, ref_crops, mels, batch_number)
+    def counting(self: DiffusionSampler, batch: SampleBatch) -> np.ndarray:
+        numbers.append(batch.first)
+        return plain(self, batch)
 
     monkeypatch.setattr(DiffusionSampler, "__call__", counting)
     return numbers
@@ -461,20 +499,20 @@ def test_stored_samples_are_composited_again(
     sampled = count_samples(monkeypatch)
     stored = [*job, "--work_dir", str(tmp_path / "work")]
     np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled == [0, 1, 2]
+    assert sampled == [0, 5, 10]
     np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled == [0, 1, 2]
+    assert sampled == [0, 5, 10]
     result_of(stored, "--crf", "30")
-    assert sampled == [0, 1, 2]
+    assert sampled == [0, 5, 10]
     blended = result_of(stored, "--blur_kernel_size", "10", "--sharpening_strength", "0.5")
-    assert sampled == [0, 1, 2]
+    assert sampled == [0, 5, 10]
     assert np.abs(blended.astype(int) - plain).max() > 10
     np.testing.assert_array_equal(result_of(stored), plain)
     # a lost batch is made again, alone
-    (lost,) = (tmp_path / "work").glob("samples-*/000001.npy")
+    (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
     lost.unlink()
     np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled == [0, 1, 2, 1]
+    assert sampled == [0, 5, 10, 5]
     assert len(list((tmp_path / "work").glob("samples-*"))) == 1
     # anything that changes the samples makes them anew, under another key
     result_of(stored, "--sampling_seed", "8")
@@ -503,7 +541,7 @@ def test_killed_run_continues(job: list[str], tmp_path: Path, monkeypatch: pytes
     assert not out_path.exists()
     sampled = count_samples(monkeypatch)
     np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled in ([1, 2], [2])
+    assert sampled in ([5, 10], [10])
     assert [path.name for path in out_path.parent.iterdir()] == ["result.mp4"]
 
 

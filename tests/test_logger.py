@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,8 +44,56 @@ def test_parts_add_up_nest_and_count_when_they_fail(clock: Clock) -> None:
 
     with pytest.raises(ValueError, match="half way"):
         fail()
-    assert timings.seconds == {"outer": 6, "inner": 12}
+    assert timings.seconds == {"outer": 2, "inner": 12}  # nested time is the inner part's alone
     assert timings.total() == 15
+
+
+def test_stages_that_pull_on_each_other_are_told_apart(clock: Clock) -> None:
+    def source() -> Iterator[int]:
+        for k in range(3):
+            clock.wait(1)
+            yield k
+
+    def stage(items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            clock.wait(10)
+            yield item
+
+    timings = Timings()
+    decoded = timings.iterate("decode", source())
+    waited = timings.iterate(None, stage(decoded))  # nobody's
+    assert list(timings.iterate("paste", stage(waited))) == [0, 1, 2]
+    assert timings.seconds == {"decode": 3, "paste": 30}
+
+
+def test_threads_do_not_nest_in_each_other(clock: Clock) -> None:
+    timings = Timings()
+
+    def other() -> None:
+        with timings.measure("sample"):
+            clock.wait(5)
+
+    with timings.measure("paste"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        clock.wait(1)
+    assert timings.seconds == {"sample": 5, "paste": 6}
+
+
+def test_closing_a_timed_stream_closes_what_it_times() -> None:
+    closed = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(5)
+        finally:
+            closed.append(True)
+
+    items = Timings().iterate("decode", source())
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert closed
 
 
 @pytest.mark.parametrize("items", [[], [1, 2, 3], [None, 0, None], [np.zeros(2), np.ones(2)]])

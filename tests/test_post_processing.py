@@ -1,9 +1,8 @@
 """Stages on a crop, its way into the frame, and the measures of the composite on known answers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,26 +15,27 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from face_detection.api import LIP
-from guided_diffusion.tfg_data_util import create_gradient_mask
+from guided_diffusion.streams import Box, Face, Item
+from guided_diffusion.tfg_data_util import create_gradient_mask, to_float
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import (
     LARGEST_OPENING,
-    Face,
+    Alpha,
     LipAlpha,
-    Stages,
     adaptive_mask_size,
-    apply_stages,
+    at_box,
     box_contour,
     calculate_mouth_opening,
     composite,
     create_lip_mask,
     enhance_lip_detail,
+    find_lips,
     generated_alpha,
     lip_sharpness,
     mask_contour,
     outside_difference,
     paste_crop,
-    paste_through,
+    paste_stage,
     ring_delta_e,
     seam_ratio,
     sharpen,
@@ -44,70 +44,64 @@ from post_processing import (
 
 @pytest.fixture
 def face() -> Face:
-    frame = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    return Face(3, frame, (4, 24, 10, 28), None, False, np.zeros((16, 16, 3), np.uint8))
+    return Face(3, (4, 24, 10, 28))
 
 
-class Order:
-    """Notes the parts that are measured, with "end" where each ends."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        self.parts.append(part)
-        yield
-        self.parts.append("end")
+@pytest.fixture
+def frame() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 
-def test_without_stages_the_crop_comes_back_untouched(face: Face) -> None:
-    crop = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    order = Order()
-    assert apply_stages(crop, face, [], order.measure) is crop
-    assert order.parts == []
+def pasted(frame: np.ndarray, face: Face | None, crop: np.ndarray | None, alpha: Alpha | None = None) -> np.ndarray:
+    """The picture of the paste's stage; the crop uint8 or float32."""
+    if crop is not None and crop.dtype == np.uint8:
+        crop = to_float(crop)
+    (item,) = paste_stage(alpha)(iter([Item(frame, face, crop)]))
+    assert item.picture is not None
+    return item.picture
 
 
-def test_a_stage_that_does_nothing_keeps_every_level(face: Face) -> None:
+def test_a_crop_without_stages_keeps_every_level(face: Face) -> None:
     crop = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
-    result = apply_stages(crop, face, [("nothing", lambda picture, _face: picture)], Order().measure)
-    np.testing.assert_array_equal(result, crop)
-    assert result.dtype == np.uint8
+    levels = at_box(Item(np.zeros((40, 50, 3), np.uint8), replace(face, box=(0, 16, 0, 16)), to_float(crop)))
+    np.testing.assert_array_equal(levels, crop)
+    assert levels.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
     ("value", "level"), [(-0.5, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101), (254.9 / 255, 255)]
 )
-def test_the_last_stages_result_is_clipped_and_rounded(value: float, level: int, face: Face) -> None:
-    stages: Stages = [("constant", lambda picture, _face: np.full_like(picture, value))]
-    assert (apply_stages(np.zeros((2, 2, 3), np.uint8), face, stages, Order().measure) == level).all()
+def test_the_last_stages_result_is_clipped_and_rounded(
+    value: float, level: int, face: Face, frame: np.ndarray
+) -> None:
+    assert (pasted(frame, face, np.full((2, 2, 3), value, np.float32))[4:24, 10:28] == level).all()
 
 
-def test_stages_see_each_others_exact_result_and_are_timed_one_by_one(face: Face) -> None:
-    """No clipping or rounding between two stages; the crop that was given stays as it is."""
-    crop = np.full((2, 2, 3), 51, np.uint8)
-    seen = []
-
-    def brighten(picture: np.ndarray, its_face: Face) -> np.ndarray:
-        seen.append((picture.dtype, float(picture[0, 0, 0]), its_face))
-        return picture + 2
-
-    def darken(picture: np.ndarray, its_face: Face) -> np.ndarray:
-        seen.append((picture.dtype, float(picture[0, 0, 0]), its_face))
-        return np.repeat(picture - 2, 2, axis=0)
-
-    order = Order()
-    result = apply_stages(crop, face, [("brighten", brighten), ("darken", darken)], order.measure)
-    assert seen == [(np.float32, pytest.approx(0.2), face), (np.float32, pytest.approx(2.2), face)]
-    assert order.parts == ["brighten", "end", "darken", "end"]
-    assert result.shape == (4, 2, 3)
-    assert (result == 51).all()
-    assert (crop == 51).all()
+def test_a_frame_without_a_face_passes_through(frame: np.ndarray) -> None:
+    assert pasted(frame, None, None) is frame
 
 
-def test_paste_of_the_boxs_own_size_is_exact(face: Face) -> None:
+def test_paste_of_the_boxs_own_size_is_exact(face: Face, frame: np.ndarray) -> None:
     crop = np.random.default_rng(1).integers(0, 256, (20, 18, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(paste_crop(face.frame, crop, face.box)[4:24, 10:28], crop)
+    np.testing.assert_array_equal(pasted(frame, face, crop)[4:24, 10:28], crop)
+
+
+BEYOND = [(-10, 20, 5, 35), (25, 55, 10, 40), (5, 35, -20, 10), (10, 40, 30, 60), (-5, 45, -5, 55)]
+
+
+@pytest.mark.parametrize("box", BEYOND)
+def test_of_a_box_that_reaches_beyond_the_frame_the_part_inside_is_pasted(box: Box, frame: np.ndarray) -> None:
+    """Its crop keeps the box's geometry. The clipped box was resized: a mouth came to lie on nose and eyes."""
+    y1, y2, x1, x2 = box
+    rng = np.random.default_rng(1)
+    crop = rng.integers(0, 256, (y2 - y1, x2 - x1, 3), dtype=np.uint8)
+    padded = np.pad(frame, ((100, 100), (100, 100), (0, 0)))
+    moved = y1 + 100, y2 + 100, x1 + 100, x2 + 100
+    inside = slice(100, 140), slice(100, 150)
+    np.testing.assert_array_equal(pasted(frame, Face(0, box), crop), paste_crop(padded, crop, moved)[inside])
+    alpha = rng.uniform(0, 1, crop.shape[:2]).astype(np.float32)
+    expected = composite(padded, crop, moved, alpha)[inside]
+    np.testing.assert_array_equal(pasted(frame, Face(0, box), crop, lambda *_: alpha), expected)
 
 
 @given(st.integers(0, 30), st.integers(1, 10), st.integers(0, 40), st.integers(1, 10), st.integers(1, 30))
@@ -153,16 +147,17 @@ def test_composite_mixes_rounds_and_touches_no_pixel_without_alpha(
     np.testing.assert_array_equal(result[through], crop[alpha == 1])
 
 
-def with_box(box: tuple[int, int, int, int], landmarks: np.ndarray | None = None, index: int = 0) -> Face:
-    frame = np.full((200, 200, 3), 50, np.uint8)
-    return Face(index, frame, box, landmarks, False, np.zeros((64, 64, 3), np.uint8))
+BLEND = {"face_hide_percentage": 0.5, "image_size": 64}
+
+
+def with_box(box: Box, landmarks: np.ndarray | None = None, index: int = 0) -> Face:
+    return Face(index, box, landmarks)
 
 
 def test_blending_shows_the_generated_part_with_a_kernel_scaled_to_the_box() -> None:
     """The kernel of 5 px at 64 px is one of 11 rows and 7 columns in a box of 140 x 100: odd, and from 10.9 and 7.8."""
-    face = with_box((20, 160, 30, 130))
-    crop = np.full((64, 64, 3), 250, np.uint8)
-    result = paste_through(crop, face, lambda crop, face: generated_alpha(crop, face, 0.5, 5, 64))
+    frame, crop = np.full((200, 200, 3), 50, np.uint8), np.full((64, 64, 3), 250, np.uint8)
+    result = pasted(frame, with_box((20, 160, 30, 130)), crop, partial(generated_alpha, **BLEND, blur_kernel_size=5))
     alpha = create_gradient_mask(1, 140, 100, 0.5, (11, 7))[0, 0].numpy()
     np.testing.assert_allclose(result[20:160, 30:130, 1], 50 + 200 * alpha, atol=0.51)
     assert (result[:90] == 50).all()
@@ -172,13 +167,13 @@ def test_blending_shows_the_generated_part_with_a_kernel_scaled_to_the_box() -> 
 def test_blending_removes_the_seams_of_a_paste() -> None:
     rng = np.random.default_rng(0)
     frame = cv2.GaussianBlur(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8), (0, 0), 2)
-    face = replace(with_box((20, 180, 30, 170)), frame=frame)
+    face = with_box((20, 180, 30, 170))
     crop = cv2.resize(frame[20:180, 30:170], (64, 64))
     crop[32:] = np.minimum(crop[32:], 225) + 30
     for contour in (mask_contour(face.box), box_contour(face.box)):
         source = seam_ratio(frame, contour)
         plain = seam_ratio(paste_crop(frame, crop, face.box), contour) / source
-        blended = paste_through(crop, face, lambda crop, face: generated_alpha(crop, face, 0.5, 15, 64))
+        blended = pasted(frame, face, crop, partial(generated_alpha, **BLEND, blur_kernel_size=15))
         assert abs(seam_ratio(blended, contour) / source - 1) < 0.4 * abs(plain - 1)
 
 
@@ -248,12 +243,16 @@ def test_mask_size_grows_from_the_base_with_the_opening(base: float, one: float,
 BOX_OF_LIPS = (40, 140, 60, 160)
 
 
-def lip_alpha(*generated: np.ndarray | None, adaptive: bool = False) -> LipAlpha:
-    """One that finds these generated lips, one after the other, and may show the lower half."""
-    found = iter(generated)
-    return LipAlpha(
-        1.2, adaptive, lambda crop, face: generated_alpha(crop, face, 0.5, 0, 64), lambda _crop: next(found)
-    )
+class LipAlphas:
+    """A `LipAlpha` that may show the lower half, fed with these generated lips, one after the other."""
+
+    def __init__(self, *generated: np.ndarray | None, adaptive: bool = False) -> None:
+        self.generated = iter(generated)
+        self.alpha = LipAlpha(1.2, adaptive, partial(generated_alpha, **BLEND, blur_kernel_size=0))
+
+    def __call__(self, face: Face) -> np.ndarray:
+        item = Item(np.zeros((200, 200, 3), np.uint8), face, np.zeros((64, 64, 3), np.float32), next(self.generated))
+        return self.alpha(item, (100, 100))
 
 
 def face_with(lips: np.ndarray, index: int = 0, is_cut: bool = False) -> Face:
@@ -263,13 +262,12 @@ def face_with(lips: np.ndarray, index: int = 0, is_cut: bool = False) -> Face:
     return replace(with_box(BOX_OF_LIPS, landmarks, index), is_cut=is_cut)
 
 
-CROP = np.zeros((100, 100, 3), np.uint8)
 CLOSED, OPEN = mouth(y=70, opening=0.02), mouth(y=75, opening=0.5)
 
 
 def test_lip_alpha_covers_the_old_lips_and_the_new_ones() -> None:
     for source, generated in ((CLOSED, OPEN), (OPEN, CLOSED)):
-        alpha = lip_alpha(generated)(CROP, face_with(source))
+        alpha = LipAlphas(generated)(face_with(source))
         covered = hull_distance(np.stack([source, generated]), 100, 100) == 0
         assert (alpha[covered] == 1).all()
         np.testing.assert_array_equal(alpha, create_lip_mask((100, 100), np.stack([source, generated]), 1.2))
@@ -277,24 +275,24 @@ def test_lip_alpha_covers_the_old_lips_and_the_new_ones() -> None:
 
 def test_lip_alpha_shows_nothing_that_was_not_generated() -> None:
     high = mouth(y=52, opening=0.2)
-    alpha = lip_alpha(high)(CROP, face_with(high))
+    alpha = LipAlphas(high)(face_with(high))
     assert create_lip_mask((100, 100), high, 1.2)[:50].max() == 1
     assert (alpha[:50] == 0).all()
     assert alpha[50:].max() == 1
 
 
 def test_lip_alpha_grows_at_once_and_settles_after_two_frames() -> None:
-    of_lips = lip_alpha(CLOSED, OPEN, CLOSED, CLOSED, CLOSED)
-    sizes = [of_lips(CROP, face_with(CLOSED, index)).sum() for index in range(5)]
+    of_lips = LipAlphas(CLOSED, OPEN, CLOSED, CLOSED, CLOSED)
+    sizes = [of_lips(face_with(CLOSED, index)).sum() for index in range(5)]
     assert sizes[0] < sizes[1] == sizes[2] == sizes[3] > sizes[4] == sizes[0]
 
 
 def test_lip_alpha_adapts_at_once_and_lets_go_slowly() -> None:
-    of_lips = lip_alpha(CLOSED, OPEN, *[CLOSED] * 40, adaptive=True)
-    sizes = [of_lips(CROP, face_with(CLOSED, index)).sum() for index in range(42)]
-    fixed = lip_alpha(CLOSED, OPEN)
-    assert sizes[0] == pytest.approx(fixed(CROP, face_with(CLOSED)).sum(), rel=0.03)
-    assert sizes[1] > 1.2 * fixed(CROP, face_with(CLOSED, 1)).sum()
+    of_lips = LipAlphas(CLOSED, OPEN, *[CLOSED] * 40, adaptive=True)
+    sizes = [of_lips(face_with(CLOSED, index)).sum() for index in range(42)]
+    fixed = LipAlphas(CLOSED, OPEN)
+    assert sizes[0] == pytest.approx(fixed(face_with(CLOSED)).sum(), rel=0.03)
+    assert sizes[1] > 1.2 * fixed(face_with(CLOSED, 1)).sum()
     assert all(before >= after for before, after in pairwise(sizes[1:]))
     assert sizes[4] > sizes[5] > sizes[6] > sizes[0]
     assert sizes[-1] == pytest.approx(sizes[0], rel=0.01)
@@ -303,18 +301,44 @@ def test_lip_alpha_adapts_at_once_and_lets_go_slowly() -> None:
 @pytest.mark.parametrize(("index", "is_cut"), [(1, True), (3, False)])
 def test_lip_alpha_forgets_at_cuts_and_gaps(index: int, is_cut: bool) -> None:
     for adaptive in (False, True):
-        of_lips = lip_alpha(OPEN, CLOSED, adaptive=adaptive)
-        of_lips(CROP, face_with(OPEN))
-        new = of_lips(CROP, face_with(CLOSED, index, is_cut))
-        np.testing.assert_allclose(new, lip_alpha(CLOSED, adaptive=adaptive)(CROP, face_with(CLOSED)), atol=1e-6)
+        of_lips = LipAlphas(OPEN, CLOSED, adaptive=adaptive)
+        of_lips(face_with(OPEN))
+        new = of_lips(face_with(CLOSED, index, is_cut))
+        np.testing.assert_allclose(new, LipAlphas(CLOSED, adaptive=adaptive)(face_with(CLOSED)), atol=1e-6)
 
 
 @pytest.mark.parametrize("found", [None, mouth(20, 20), mouth(y=70, width=90), np.zeros((20, 2), np.float32)])
 def test_lips_that_are_not_found_may_be_anywhere_a_mouth_opens(found: np.ndarray | None) -> None:
-    alpha = lip_alpha(found)(CROP, face_with(CLOSED))
-    np.testing.assert_array_equal(alpha, lip_alpha(None)(CROP, face_with(CLOSED)))
+    alpha = LipAlphas(found)(face_with(CLOSED))
+    np.testing.assert_array_equal(alpha, LipAlphas(None)(face_with(CLOSED)))
     widest = mouth(y=70 + 15 * (LARGEST_OPENING - 0.02), opening=LARGEST_OPENING)
     assert (alpha[hull_distance(np.stack([CLOSED, widest]), 100, 100) == 0] == 1).all()
+
+
+def test_generated_lips_are_looked_for_in_all_crops_at_their_boxes_size() -> None:
+    """One call for a batch; with 2D-FAN it was one crop at a time."""
+    boxes = [(0, 30, 0, 40), (10, 60, 5, 45)]
+    frame = np.zeros((80, 80, 3), np.uint8)
+    items = [Item(frame, Face(k, box), np.full((64, 64, 3), k / 10, np.float32)) for k, box in enumerate(boxes)]
+    calls = []
+
+    def lip_landmarks(crops: list[np.ndarray]) -> list[np.ndarray | None]:
+        calls.append([(crop.shape, crop.dtype, round(float(crop.mean()))) for crop in crops])
+        return [CLOSED, None]
+
+    found = find_lips(items, lip_landmarks)
+    assert calls == [[((30, 40, 3), np.uint8, 0), ((50, 40, 3), np.uint8, 26)]]
+    assert found[0].lips is CLOSED
+    assert found[1].lips is None
+    assert all(after.crop is before.crop for after, before in zip(found, items, strict=True))
+
+
+def test_a_mouth_without_any_width_has_a_mask() -> None:
+    """It divided by zero."""
+    with np.errstate(all="raise"):
+        mask = create_lip_mask((50, 50), np.full((20, 2), 20.0, np.float32), 1.2)
+    assert mask[20, 20] == 1
+    assert mask.sum() < 5
 
 
 # --- sharpening

@@ -132,6 +132,10 @@ class Frame(np.ndarray):
 # ------------------------------------------------------------------------------------------------------- ahead
 
 
+def running() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 5))
 def test_ahead_gives_the_same_items(values: list[int], n: int) -> None:
     assert list(ahead(iter(values), n)) == values
@@ -165,7 +169,7 @@ def test_ahead_hands_on_an_exception_behind_what_came_before_it() -> None:
     assert next(items) == 1
     with pytest.raises(KeyError, match="lost"):
         next(items)
-    assert threading.active_count() == 1
+    assert not running()
 
 
 @pytest.mark.parametrize("state", ["waits for room", "works"])
@@ -186,10 +190,43 @@ def test_closing_ends_the_thread_and_its_source(state: str) -> None:
     assert next(items) == 0
     time.sleep(0.02)
     start = time.monotonic()
-    items.close()  # type: ignore[attr-defined]
+    items.close()
     assert time.monotonic() - start < 2
     assert closed.is_set()
-    assert threading.active_count() == 1
+    assert not running()
+
+
+def test_a_thread_that_waits_for_another_is_ended_at_once() -> None:
+    """It waited without end for the first thread's item, of minutes of sampling, before it could be interrupted."""
+    working = threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 0
+        working.set()
+        for _ in range(10_000):
+            time.sleep(0.001)
+        yield 1
+
+    items = ahead(ahead(slow(), 1), 1)
+    assert next(items) == 0
+    working.wait()
+    start = time.monotonic()
+    items.close()
+    assert time.monotonic() - start < 5
+    assert not running()
+
+
+def test_a_signal_while_the_thread_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        plain(thread)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(SystemExit):
+        next(ahead(iter(range(10**9)), 1))
+    assert not running()
 
 
 def test_a_reader_that_fails_ends_a_chain_of_threads() -> None:
@@ -201,7 +238,7 @@ def test_a_reader_that_fails_ends_a_chain_of_threads() -> None:
     with pytest.raises(ValueError, match="disk full"):
         read()
     gc.collect()
-    assert threading.active_count() == 1
+    assert not running()
 
 
 def test_ahead_does_not_keep_what_was_read() -> None:

@@ -1,18 +1,21 @@
 """Where a run's time and memory went."""
 
 import ctypes
+import json
 import platform
 import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ContextDecorator, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+
+from .store import replace_when_complete
 
 T = TypeVar("T")
 
@@ -34,23 +37,11 @@ class Timings:
         self._lock = threading.Lock()
         self._thread = threading.local()
 
-    @contextmanager
-    def measure(self, part: str | None) -> Iterator[None]:
-        """Add the time of the block to `part`; with None it is nobody's: the block waits for another thread."""
-        around = getattr(self._thread, "inside", 0.0)
-        self._thread.inside = 0.0
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            took = time.perf_counter() - start
-            own = took - self._thread.inside
-            self._thread.inside = around + took
-            if part is not None:
-                with self._lock:
-                    self.seconds[part] = self.seconds.get(part, 0.0) + own
+    def measure(self, part: str | None) -> "_Measurement":
+        """Adds the time of a `with` block, or of a function's calls, to `part`; with None it is nobody's: a wait."""
+        return _Measurement(self, part)
 
-    def iterate(self, part: str | None, items: Iterator[T]) -> Iterator[T]:
+    def iterate(self, part: str | None, items: Iterator[T]) -> Generator[T, None, None]:
         """Hand on `items`, adding the time that it takes to get them to `part`; closing this closes them."""
         try:
             while True:
@@ -68,6 +59,33 @@ class Timings:
     def total(self) -> float:
         """Seconds since the beginning."""
         return time.perf_counter() - self._start
+
+    def _running(self) -> list[list[float]]:
+        """[start, seconds of those inside it] of this thread's measurements, the innermost last."""
+        if not hasattr(self._thread, "running"):
+            self._thread.running = []
+        return self._thread.running
+
+
+class _Measurement(ContextDecorator):
+    """No generator, which a thread that is interrupted (`streams.ahead`) would leave half way."""
+
+    def __init__(self, timings: Timings, part: str | None) -> None:
+        self.timings = timings
+        self.part = part
+
+    def __enter__(self) -> None:
+        self.timings._running().append([time.perf_counter(), 0.0])
+
+    def __exit__(self, *_: object) -> None:
+        running, seconds = self.timings._running(), self.timings.seconds
+        start, inside = running.pop()
+        took = time.perf_counter() - start
+        if running:
+            running[-1][1] += took
+        if self.part is not None:
+            with self.timings._lock:
+                seconds[self.part] = seconds.get(self.part, 0.0) + took - inside
 
 
 def peak_memory() -> dict[str, float]:
@@ -116,3 +134,25 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def report(out_path: str, frames: int, faces: str, timings: Timings) -> dict[str, Any]:
+    """Print the closing lines of a job; return what --stats says of it.
+
+    :param faces: what became of them, in a line.
+    """
+    seconds = timings.total()
+    ms_per_frame = {part: 1000 * t / frames for part, t in timings.seconds.items()}
+    shares = ", ".join(f"{part} {ms:.1f}" for part, ms in ms_per_frame.items())
+    print(f"{out_path}: {frames} frames in {seconds:.1f} s, {frames / seconds:.2f} frames/s (ms per frame: {shares})")
+    print(f"faces: {faces}")
+    return {"frames": frames, "seconds": seconds, "ms_per_frame": ms_per_frame, "faces": faces}
+
+
+def write_stats(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `--stats`: the content, and this process's memory and versions."""
+    with replace_when_complete(path) as part:
+        part.write_text(
+            json.dumps({**content, "peak_memory_mib": peak_memory(), "versions": versions()}, indent=2),
+            encoding="utf-8",
+        )

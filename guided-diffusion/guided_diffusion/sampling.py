@@ -1,9 +1,10 @@
-"""Samplers: from a batch of faces to generated crops. They compose, and know nothing of options, files or frames."""
+"""Samplers: from a batch of faces to generated crops. They compose, and know nothing of options or of the video."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from .gaussian_diffusion import GaussianDiffusion
 from .script_util import ModelConfig
-from .streams import Face
-from .tfg_data_util import resize_crop, sample_to_crops, sampling_noise, tfg_process_batch
+from .store import ChunkStore
+from .streams import Face, Item
+from .tfg_data_util import crop_box, resize_crop, sample_to_crops, sampling_noise, tfg_process_batch, to_float
 from .unet import TFGModel
+
+POLL_SECONDS = 0.05  # between looks for a batch that another process samples
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,56 @@ def plan_batches(n_frames: int, size: int, shot_starts: Sequence[int]) -> list[r
         for shot_start, stop in pairwise(edges)
         for start in range(shot_start, stop, size)
     ]
+
+
+def generate_crops(
+    items: Iterator[Item],
+    batches: Sequence[range],
+    sampler: Sampler,
+    mel_window: Callable[[int], np.ndarray],
+    reference: np.ndarray | None,
+) -> Iterator[Item]:
+    """The items of some batches in a row, those with a face with the crop that the sampler generates for it.
+
+    :param mel_window: output frame -> float32 [audio_dim, window_steps].
+    :param reference: of all faces, uint8 [h, w, 3]; None: each face is its own.
+    """
+    for batch in batches:
+        shown = list(islice(items, len(batch)))
+        faces = [(item.face, crop_box(item.frame, item.face.box)) for item in shown if item.face is not None]
+        generated: Iterator[np.ndarray] = iter(())
+        if faces:
+            crops = [crop for _, crop in faces]
+            references = crops if reference is None else [reference] * len(crops)
+            mels = np.stack([mel_window(face.index) for face, _ in faces])
+            generated = iter(sampler(SampleBatch(batch.start, [face for face, _ in faces], crops, references, mels)))
+        del faces
+        shown.reverse()
+        while shown:  # let go one by one: the next batch is read while the last of this one are on their way
+            item = shown.pop()
+            yield item if item.face is None else replace(item, crop=to_float(next(generated)))
+
+
+@dataclass(frozen=True)
+class StoredSampler:
+    """A `Sampler` that keeps what `sampler` makes, and does not make anew what is kept.
+
+    :param of_others: first frames of the batches that other processes sample into the same store: they are waited for.
+    """
+
+    sampler: Sampler
+    store: ChunkStore
+    of_others: Container[int] = ()
+
+    def __call__(self, batch: SampleBatch) -> np.ndarray:
+        stored = self.store.load(batch.first)
+        while stored is None and batch.first in self.of_others:
+            time.sleep(POLL_SECONDS)
+            stored = self.store.load(batch.first)
+        if stored is None:
+            stored = self.sampler(batch)
+            self.store.save(batch.first, stored)
+        return stored
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,20 @@ bounded by the sum of their sizes and reaches. `ahead` lets a stream run in a th
 
 import ctypes
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from queue import Empty, Queue
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+
+LONGEST_WAIT = 0.1  # s; a thread that waits cannot be interrupted
 
 Box = tuple[int, int, int, int]
 """(y1, y2, x1, x2), half open, in frame pixels; it may reach beyond the frame."""
@@ -147,42 +150,22 @@ def _continues(before: Item, item: Item) -> bool:
     return not item.face.is_cut and item.face.index == before.face.index + 1
 
 
-class _Stopped(BaseException):
-    """Raised in the thread of a stream that nobody reads any more."""
-
-
-def ahead(items: Iterator[T], n: int) -> Iterator[T]:
+def ahead(items: Iterator[T], n: int) -> Generator[T, None, None]:
     """The same items, pulled by a thread of its own up to `n` (at least 1) in advance.
 
     What the items raise is raised here, in their order. When this generator is closed, or an exception ends its reader,
     the thread is interrupted between two of its instructions and closes `items` before this returns: no work goes on
     unseen. PyTorch's, OpenCV's and FFmpeg's long calls release the interpreter, so that the threads do work at once.
     """
-    queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(n)
-
-    def pull() -> None:
-        error: BaseException | None = None
-        try:
-            for item in items:
-                queue.put((item, None, False))
-                del item  # else it would live until the next one is there
-        except BaseException as raised:
-            error = raised
-        finally:
-            with suppress(AttributeError):  # an iterator that is no generator has nothing to close
-                items.close()  # type: ignore[attr-defined]
-        queue.put((None, error, True))
-
-    def run() -> None:
-        with suppress(_Stopped):
-            pull()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    puller: _Puller[T] = _Puller(items, n)
     is_end = False
     try:
+        puller.start()
         while True:
-            item, error, is_end = queue.get()
+            try:
+                item, error, is_end = puller.queue.get(timeout=LONGEST_WAIT)
+            except Empty:
+                continue
             if error is not None:
                 raise error
             if is_end:
@@ -191,15 +174,60 @@ def ahead(items: Iterator[T], n: int) -> Iterator[T]:
             del item
     finally:
         if not is_end:
-            _interrupt(thread, queue)
-        thread.join()
+            puller.stop()
+        else:
+            puller.join()
 
 
-def _interrupt(thread: threading.Thread, queue: Queue[Any]) -> None:
-    """End a thread that is at work, or waits for room in the queue."""
-    assert thread.ident is not None  # it was started
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped))
-    while thread.is_alive():
-        with suppress(Empty):
-            queue.get_nowait()
-        thread.join(0.01)
+class _Stopped(BaseException):
+    """Raised in the thread of a stream that nobody reads any more."""
+
+
+class _Puller(threading.Thread, Generic[T]):
+    """Puts items into its queue as (item, error, is_end)."""
+
+    def __init__(self, items: Iterator[T], n: int) -> None:
+        super().__init__(name="ahead", daemon=True)
+        self.queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(n)
+        self._items = items
+        self._begun = threading.Event()
+        self._lock = threading.Lock()
+        self._can_be_stopped = False
+
+    def run(self) -> None:
+        with suppress(_Stopped):
+            with self._lock:
+                self._can_be_stopped = True
+            self._begun.set()
+            self._pull()
+        with suppress(_Stopped):
+            with self._lock:
+                self._can_be_stopped = False
+            time.sleep(0)  # what was raised just before comes up here, not in the threading module
+
+    def _pull(self) -> None:
+        error: BaseException | None = None
+        try:
+            for item in self._items:
+                self.queue.put((item, None, False))
+                del item  # else it would live until the next one is there
+        except BaseException as raised:
+            error = raised
+        finally:
+            with suppress(AttributeError):  # an iterator that is no generator has nothing to close
+                self._items.close()  # type: ignore[attr-defined]
+        self.queue.put((None, error, True))
+
+    def stop(self) -> None:
+        """End the thread, which is at work, waits for room in the queue, or is being started when a signal comes."""
+        while not self._begun.wait(LONGEST_WAIT):
+            if self not in threading.enumerate():  # the system has no more threads to give
+                return
+        with self._lock:
+            if self._can_be_stopped:
+                identity = ctypes.c_ulong(self.ident or 0)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(_Stopped))
+        while self.is_alive():
+            with suppress(Empty):
+                self.queue.get_nowait()
+            self.join(0.01)

@@ -137,3 +137,13 @@ def sample_to_crops(sample: Tensor, image: Tensor, mask: Tensor) -> np.ndarray:
     merged = sample * mask + image * (1 - mask)
     unit = ((merged + 1) / 2).clamp(0, 1)
     return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_float(crop: np.ndarray) -> np.ndarray:
+    """A sampled crop uint8 [h, w, 3] as stages take it: float32 in [0, 1]. `to_levels` gives the same levels back."""
+    return crop.astype(np.float32) / 255
+
+
+def to_levels(crop: np.ndarray) -> np.ndarray:
+    """A crop float32 [h, w, 3], clamped to [0, 1], as uint8."""
+    return np.rint(np.clip(crop, 0, 1) * 255).astype(np.uint8)
