@@ -1,9 +1,9 @@
 """What is done to decoded pictures on their way to RGB: fields, high dynamic range, transparency, orientation."""
 
-import threading
+import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
 
@@ -16,6 +16,13 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # codes of ITU-T H.273
+HDR_PEAK = 1000.0  # cd/m2: what most films and all phones are made for
+SDR_WHITE = 203.0  # cd/m2 of white paper or a white caption in HDR (ITU-R BT.2408)
+
+_TABLE_SIZE = 33
+_PQ_M1, _PQ_M2 = 2610 / 16384, 2523 / 32
+_PQ_C1, _PQ_C2, _PQ_C3 = 3424 / 4096, 2413 / 128, 2392 / 128
+_BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
 
 # Without these flags swscale takes short cuts that darken a picture by one level in every round trip.
 _EXACT = 0x2 | 0x40000 | 0x2000  # bilinear, accurate_rnd, full_chroma_int: PyAV has names for all since 18 only
@@ -83,9 +90,15 @@ def to_rgb(
     Transparent parts are composited on black.
     """
     reformatter = VideoReformatter()
+    tone_maps: dict[Any, av.filter.Graph] = {}
     size = (height, width) if upright.transposed else (width, height)
     for frame in frames:
-        shown = _tone_mapped(frame) if frame.color_trc in HDR_TRANSFERS else frame
+        shown = frame
+        if frame.color_trc in HDR_TRANSFERS:
+            kind = frame.width, frame.height, frame.format.name, frame.color_trc
+            tone_map = tone_maps[kind] = tone_maps.get(kind) or _tone_map_graph(frame)
+            tone_map.vpush(frame)
+            shown = tone_map.vpull()
         rgb: np.ndarray = reformatter.reformat(shown, *size, format="rgb24", interpolation=_EXACT).to_ndarray()
         if has_alpha(frame.format):
             # not the RGB of this: formats with and without alpha are converted by different code
@@ -140,22 +153,60 @@ def _bwdif(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
                 break
 
 
-def _tone_mapped(frame: av.VideoFrame) -> av.VideoFrame:
-    """A frame of high dynamic range as rgb24 in BT.709, by swscale's perceptual tone and gamut mapping."""
-    with _tone_map_lock:
-        graph = _tone_map_graph(frame.width, frame.height, frame.format.name)
-        graph.vpush(frame)
-        return graph.vpull()
+def _tone_map_graph(frame: av.VideoFrame) -> av.filter.Graph:
+    """Filters that turn frames like this one, of high dynamic range, into rgb24 as BT.709 screens show it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".cube") as file:
+        file.write(f"LUT_3D_SIZE {_TABLE_SIZE}\n")
+        np.savetxt(file, tone_map_table(frame.color_trc), "%.5f")
+        file.flush()
+        scale = "scale", "flags=bilinear+accurate_rnd+full_chroma_int"
+        return _graph(frame, scale, ("format", "gbrp16"), ("lut3d", f"file={file.name}"), ("format", "rgb24"))
 
 
-_tone_map_lock = threading.Lock()
+@cache
+def tone_map_table(transfer: int) -> np.ndarray:
+    """Table from HDR to SDR: RGB float [n * n * n, 3] in [0, 1], the first channel of the input changing fastest.
+
+    Input: BT.2020 primaries, transfer PQ (16) or HLG (18), both per ITU-R BT.2100. The largest channel is rolled off
+    from HDR_PEAK to SDR_WHITE (ITU-R BT.2390, section 5.4.1: below 93 cd/m2 nothing changes), the others in
+    proportion; BT.709 primaries (ITU-R BT.2087), colours outside are clipped; display gamma 2.4 (ITU-R BT.1886).
+    """
+    steps = np.linspace(0, 1, _TABLE_SIZE)
+    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
+    signal = np.stack([red, green, blue], -1).reshape(-1, 3)
+    nits = _pq_light(signal) if transfer == 16 else _hlg_light(signal)
+    largest = nits.max(-1, keepdims=True)
+    nits = nits * _rolled_off(largest) / np.maximum(largest, 1e-6)
+    return ((nits / SDR_WHITE) @ _BT2020_TO_BT709.T).clip(0, 1) ** (1 / 2.4)
 
 
-@lru_cache(maxsize=2)
-def _tone_map_graph(width: int, height: int, pixel_format: str) -> av.filter.Graph:
-    """Kept, as swscale needs seconds to compute its table."""
-    options = "out_primaries=bt709:out_transfer=bt709:intent=perceptual"
-    return _graph(av.VideoFrame(width, height, pixel_format), ("scale", options), ("format", "rgb24"))
+def _pq_light(signal: np.ndarray) -> np.ndarray:
+    """cd/m2 of a PQ signal in [0, 1]."""
+    root = signal ** (1 / _PQ_M2)
+    return 10000 * (np.maximum(root - _PQ_C1, 0) / (_PQ_C2 - _PQ_C3 * root)) ** (1 / _PQ_M1)
+
+
+def _pq_signal(nits: np.ndarray | float) -> np.ndarray:
+    power = (np.asarray(nits) / 10000) ** _PQ_M1
+    return ((_PQ_C1 + _PQ_C2 * power) / (1 + _PQ_C3 * power)) ** _PQ_M2
+
+
+def _hlg_light(signal: np.ndarray) -> np.ndarray:
+    """cd/m2 of an HLG signal in [0, 1] on a screen of HDR_PEAK, for which the system gamma is 1.2."""
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+    luminance = scene @ np.array([[0.2627], [0.6780], [0.0593]])
+    return HDR_PEAK * luminance**0.2 * scene
+
+
+def _rolled_off(nits: np.ndarray) -> np.ndarray:
+    """BT.2390's EETF from [0, HDR_PEAK] to [0, SDR_WHITE], in cd/m2."""
+    peak = _pq_signal(HDR_PEAK)
+    level, white = np.minimum(_pq_signal(nits) / peak, 1), _pq_signal(SDR_WHITE) / peak
+    knee = 1.5 * white - 0.5
+    t = np.maximum(level - knee, 0) / (1 - knee)
+    spline = (2 * t**3 - 3 * t**2 + 1) * knee + (t**3 - 2 * t**2 + t) * (1 - knee) + (3 * t**2 - 2 * t**3) * white
+    return _pq_light(np.where(level < knee, level, spline) * peak)
 
 
 def _graph(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:
