@@ -309,13 +309,16 @@ class VideoWriter:
         check_size(self._width, self._height)
         container_format = CONTAINER_FORMATS[os.path.splitext(path)[1].lower()]
         options = {} if container_format == "matroska" else {"movflags": "+faststart"}
-        with self._writing(), contextlib.ExitStack() as opened:
-            part = str(opened.enter_context(replace_when_complete(Path(path))))
-            self._container = av.open(url(part), "w", format=container_format, container_options=options)
-            opened.callback(self._close)
-            self._video = self._add_video(crf, preset, colour)
-            self._sound = Soundtrack(audio_path, self._container) if audio_path else None
-            self._container.start_encoding()
+        with contextlib.ExitStack() as opened:
+            try:
+                part = str(opened.enter_context(replace_when_complete(Path(path))))
+                self._container = av.open(url(part), "w", format=container_format, container_options=options)
+                opened.callback(self._close)
+                self._video = self._add_video(crf, preset, colour)
+                self._sound = Soundtrack(audio_path, self._container) if audio_path else None
+                self._container.start_encoding()
+            except (OSError, av.FFmpegError) as error:
+                raise InputError(f"{path!r} cannot be written: {error.strerror}") from None
             self._to_yuv = _yuv_graph(self._video.width, self._video.height, colour.matrix)
             self._opened = opened.pop_all()
         if (self._width, self._height) != (self._video.width, self._video.height):
