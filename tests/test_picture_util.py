@@ -91,6 +91,17 @@ def test_opaque_pictures_with_alpha_are_as_those_without(tmp_path: Path, capsys:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuva420p", "yuva422p", "yuva444p10le"])
+def test_opaque_videos_with_alpha_are_as_they_are(
+    tmp_path: Path, pix_fmt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """swscale makes 254 of an opaque 255 in yuva422p."""
+    frame = next(open_video(make_video(tmp_path / "a.mkv", 2, codec="ffv1", pix_fmt=pix_fmt)).frames())
+    plain = make_video(tmp_path / "b.mkv", 2, codec="ffv1", pix_fmt=pix_fmt.replace("a", "", 1))
+    assert np.array_equal(frame, next(open_video(plain).frames()))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_transparent_palette(tmp_path: Path) -> None:
     picture = Image.fromarray(QUADRANTS).quantize(8)
     hidden = picture.getpixel((WIDTH - 1, HEIGHT - 1))

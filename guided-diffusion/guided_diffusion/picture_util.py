@@ -100,10 +100,9 @@ def to_rgb(
             tone_map.vpush(frame)
             shown = tone_map.vpull()
         rgb: np.ndarray = reformatter.reformat(shown, *size, format="rgb24", interpolation=_EXACT).to_ndarray()
-        if has_alpha(frame.format):
-            # not the RGB of this: formats with and without alpha are converted by different code
-            alpha = reformatter.reformat(frame, *size, format="rgba", interpolation=_EXACT).to_ndarray()[..., 3:]
-            rgb = rgb if alpha.min() == 255 else ((rgb.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+        alpha = _alpha(reformatter, frame, size)
+        if alpha is not None:
+            rgb = ((rgb.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
         if upright.transposed:
             rgb = cv2.transpose(rgb)
         if upright.flip_x:
@@ -113,13 +112,19 @@ def to_rgb(
         yield rgb
 
 
-def has_alpha(pixel_format: av.VideoFormat) -> bool:
-    return pixel_format.has_palette or any(component.is_alpha for component in pixel_format.components)
-
-
 def is_transparent(frame: av.VideoFrame) -> bool:
     """Whether any pixel is not opaque."""
-    return has_alpha(frame.format) and bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)
+    return _alpha(VideoReformatter(), frame, (frame.width, frame.height)) is not None
+
+
+def _alpha(reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray | None:
+    """Opacity uint8 [H, W, 1] of a frame scaled to `size` (width, height); None when all of it is opaque."""
+    if not (frame.format.has_palette or any(component.is_alpha for component in frame.format.components)):
+        return None
+    rgba: np.ndarray = reformatter.reformat(frame, *size, format="rgba", interpolation=_EXACT).to_ndarray()
+    alpha = rgba[..., 3:]
+    alpha[alpha == 254] = 255  # what swscale makes of 255 in some formats
+    return None if alpha.min() == 255 else alpha
 
 
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:

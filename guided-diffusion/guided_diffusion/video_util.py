@@ -48,9 +48,7 @@ BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
 
 # see _EXACT in picture_util.py
 _EXACT_FILTER = "bicubic+accurate_rnd+full_chroma_inp"
-# Formats in which reading from the middle is not exact: pictures that build on all before them; times that FFmpeg
-# guesses where a program stream names none, and guesses otherwise after a seek.
-_NOT_SEEKABLE = ("gif", "apng", "mpeg")
+_PROGRAM_STREAM = "mpeg"
 _SEEK_BACK_SECONDS = (0, 2, 8, 32, 128)  # containers without an index land late; then try from further back
 _UNTAGGED = 2  # "unspecified" in the enumerations of ITU-T H.273
 
@@ -72,7 +70,7 @@ class VideoSource:
 
     width, height: as displayed, that is after rotation and with square pixels.
     fps: rate the frames are delivered at.
-    colour: tags of the source, for the writer. RGB sources, which have no matrix, count as BT.709.
+    colour: tags of the source, for the writer. RGB sources, which have no matrix, and HDR count as BT.709.
     source_fps: average rate of the file itself, which times frames that carry no time.
     start_time: seconds, time of the first frame in the file; None when its frames carry no usable times.
     orientation: how decoded frames are turned upright.
@@ -115,7 +113,11 @@ class VideoSource:
         self, container: av.container.InputContainer, stream: av.VideoStream | None, start: int
     ) -> Iterator[tuple[int, av.VideoFrame]] | None:
         """Frames with their output indices, the first of which is at most `start`; None where that takes no seek."""
-        if self.start_time is None or self.is_image or stream is None or container.format.name in _NOT_SEEKABLE:
+        if self.start_time is None or self.is_image or stream is None:
+            return None
+        if container.format.name == _PROGRAM_STREAM:  # names few times; FFmpeg guesses others after a seek than before
+            return None
+        if stream.format.has_palette:  # the palette comes with the first picture only
             return None
         for seconds_back in _SEEK_BACK_SECONDS:
             time = start / self.fps - seconds_back
