@@ -95,7 +95,7 @@ def test_opaque_pictures_with_alpha_are_as_those_without(tmp_path: Path, capsys:
 def test_opaque_videos_with_alpha_are_as_they_are(
     tmp_path: Path, pix_fmt: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """swscale makes 254 of an opaque 255 in yuva422p."""
+    """Without _EXACT, swscale makes 254 of an opaque 255 in yuva422p."""
     frame = next(open_video(make_video(tmp_path / "a.mkv", 2, codec="ffv1", pix_fmt=pix_fmt)).frames())
     plain = make_video(tmp_path / "b.mkv", 2, codec="ffv1", pix_fmt=pix_fmt.replace("a", "", 1))
     assert np.array_equal(frame, next(open_video(plain).frames()))
@@ -294,7 +294,8 @@ def test_tone_map_keeps_order_grays_and_black(transfer: int) -> None:
     n = round(len(table) ** (1 / 3))
     grays = table.reshape(n, n, n, 3)[np.arange(n), np.arange(n), np.arange(n)]
     assert np.ptp(grays, axis=-1).max() < 0.01
-    assert np.all(np.diff(grays.mean(-1)) >= -1e-9)
+    n_used = int(pq(np.array(1000)) * n) if transfer == 16 else n - 1
+    assert np.all(np.diff(grays[:n_used].mean(-1)) > 1e-4)  # highlights stay apart, up to the peak
     assert (grays[0].max(), grays[-1].min()) == (0, pytest.approx(1, abs=1e-3))
     red = table.reshape(n, n, n, 3)[0, 0]  # the first channel changes fastest
     assert red[n // 2, 0] > 2 * red[n // 2, 1:].max()

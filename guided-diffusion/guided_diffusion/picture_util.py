@@ -122,9 +122,7 @@ def _alpha(reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int,
     if not (frame.format.has_palette or any(component.is_alpha for component in frame.format.components)):
         return None
     rgba: np.ndarray = reformatter.reformat(frame, *size, format="rgba", interpolation=_EXACT).to_ndarray()
-    alpha = rgba[..., 3:]
-    alpha[alpha == 254] = 255  # what swscale makes of 255 in some formats
-    return None if alpha.min() == 255 else alpha
+    return None if rgba[..., 3].min() == 255 else rgba[..., 3:]
 
 
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
