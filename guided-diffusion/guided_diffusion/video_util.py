@@ -11,30 +11,44 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import av
 import av.container
 import av.filter
-import cv2
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.reformatter import ColorRange
 
 from .audio_util import Soundtrack
 from .errors import InputError
-from .media_util import decode, open_media, seconds, url, video_stream
+from .media_util import (
+    decode,
+    is_for_pillow,
+    open_media,
+    pillow_frames,
+    seconds,
+    url,
+    video_decoder,
+    video_stream,
+)
+from .picture_util import HDR_TRANSFERS, Orientation, deinterlaced, is_transparent, orientation, to_rgb
+from .store import replace_when_complete
 
 Order = Literal["cut", "loop", "pingpong"]
 
 CONTAINER_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-X264_PRESET = "medium"
+X264_PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
+)  # fmt: skip
+X264_MAX_SIDE = 16384
 BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
 
-# Without these flags swscale takes short cuts that darken a picture by one level in every round trip.
-_EXACT = 0x2 | 0x40000 | 0x2000  # bilinear, accurate_rnd, full_chroma_int: PyAV has names for all since 18 only
+# see _EXACT in picture_util.py
 _EXACT_FILTER = "bicubic+accurate_rnd+full_chroma_inp"
+_PROGRAM_STREAM = "mpeg"
 _SEEK_BACK_SECONDS = (0, 2, 8, 32, 128)  # containers without an index land late; then try from further back
 _UNTAGGED = 2  # "unspecified" in the enumerations of ITU-T H.273
 
@@ -56,9 +70,10 @@ class VideoSource:
 
     width, height: as displayed, that is after rotation and with square pixels.
     fps: rate the frames are delivered at.
-    colour: tags of the source, for the writer. RGB sources, which have no matrix, count as BT.709.
+    colour: tags of the source, for the writer. RGB sources, which have no matrix, and HDR count as BT.709.
     source_fps: average rate of the file itself, which times frames that carry no time.
     start_time: seconds, time of the first frame in the file; None when its frames carry no usable times.
+    orientation: how decoded frames are turned upright.
     """
 
     path: str
@@ -69,17 +84,50 @@ class VideoSource:
     colour: ColourTags
     source_fps: Fraction
     start_time: Fraction | None
+    orientation: Orientation
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Yield the frames [start, stop) as RGB uint8 [H, W, 3], each its own array.
 
-        Always decodes from the beginning; frames before `start` and frames the rate drops are not converted to RGB.
+        Decodes from a keyframe near `start` where the file can be sought in, else from the beginning. Frames before
+        `start` and frames the rate drops are not converted to RGB.
         """
-        yield from _convert(_between(self._indexed_frames(), start, stop), self.width, self.height)
+        if start > 0:
+            with _opened(self.path) as (container, stream):
+                delivered = self._after_seek(container, stream, start)
+                if delivered is not None:
+                    yield from self._convert(delivered, start, stop)
+                    return
+        yield from self._convert(self._from_beginning(), start, stop)
 
-    def _indexed_frames(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        with open_media(self.path) as container:
-            yield from self._deliver(decode(container.demux(video_stream(container, self.path))))
+    def _convert(
+        self, delivered: Iterable[tuple[int, av.VideoFrame]], start: int, stop: int | None
+    ) -> Iterator[np.ndarray]:
+        return to_rgb(_between(delivered, start, stop), self.width, self.height, self.orientation)
+
+    def _from_beginning(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        with _opened(self.path) as (container, stream):
+            yield from self._deliver(_decode_all(container, stream, self.path))
+
+    def _after_seek(
+        self, container: av.container.InputContainer, stream: av.VideoStream | None, start: int
+    ) -> Iterator[tuple[int, av.VideoFrame]] | None:
+        """Frames with their output indices, the first of which is at most `start`; None where that takes no seek."""
+        if self.start_time is None or self.is_image or stream is None:
+            return None
+        if container.format.name == _PROGRAM_STREAM:  # names few times; FFmpeg guesses others after a seek than before
+            return None
+        if stream.format.has_palette:  # the palette comes with the first picture only
+            return None
+        for seconds_back in _SEEK_BACK_SECONDS:
+            time = start / self.fps - seconds_back
+            if time <= 0:
+                return None
+            delivered = self._deliver(_decode_near(container, stream, time + self.start_time))
+            first = next(delivered, None)
+            if first is not None and first[0] <= start:
+                return chain([first], delivered)
+        return None
 
     def _deliver(self, decoded: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Give decoded frames their output indices, repeating and dropping as the rate demands."""
@@ -109,28 +157,34 @@ def open_video(path: str, video_fps: float = 25) -> VideoSource:
     """
     if not (video_fps == 0 or 1 <= video_fps <= 1000):
         raise InputError(f"video_fps {video_fps} is not usable: give 0 (the rate of the file) or 1 to 1000")
-    with open_media(path) as container:
-        stream = video_stream(container, path)
-        frame = next(decode(container.demux(stream)), None)
+    with _opened(path) as (container, stream):
+        frames = _decode_all(container, stream, path)
+        frame, second = next(frames, None), next(frames, None)
         if frame is None:
             raise InputError(f"{path!r}: no frame of its video could be decoded; it is damaged or of an unknown codec")
-        aspect = stream.sample_aspect_ratio or Fraction(1)
+        aspect = (stream and stream.sample_aspect_ratio) or Fraction(1)
         width, height = max(1, round(frame.width * aspect)), frame.height
-        transposed, _, _ = _orientation(frame)
-        if transposed:
+        upright = Orientation() if stream is None else orientation(frame, path)
+        if upright.transposed:
             width, height = height, width
         try:
-            next(_convert([frame], width, height))
+            next(to_rgb([frame], width, height, upright))
         except (av.FFmpegError, MemoryError, ValueError):
             raise InputError(
                 f"{path!r}: pictures of {width}x{height}, {frame.format.name}, colour matrix {frame.colorspace} "
                 "cannot be converted to RGB; convert the file to an ordinary H.264 video first"
             ) from None
         # AVI stores no presentation times: FFmpeg reports those of decoding, wrong when B-frames are reordered.
-        is_timed = container.format.name != "avi" or not stream.codec_context.has_b_frames
-        source_fps = stream.average_rate or stream.guessed_rate or Fraction(25)
-        is_image = container.format.name == "image2" or container.format.name.endswith("_pipe")
-    if frame.format.is_rgb or frame.format.has_palette:
+        is_timed = container.format.name != "avi" or stream is None or not stream.codec_context.has_b_frames
+        source_fps = (stream and (stream.average_rate or stream.guessed_rate)) or _rate_of(frame)
+        is_one_picture = container.format.name == "image2" or container.format.name.endswith("_pipe")
+        is_image = second is None or (stream is not None and is_one_picture)
+    if is_transparent(frame):
+        print(f"notice: {path!r} has transparent parts: they are shown on black", file=sys.stderr)
+    if frame.color_trc in HDR_TRANSFERS:
+        name = HDR_TRANSFERS[frame.color_trc]
+        print(f"notice: {path!r} is HDR ({name}): it is tone-mapped to SDR (BT.709)", file=sys.stderr)
+    if frame.format.is_rgb or frame.format.has_palette or frame.color_trc in HDR_TRANSFERS:
         colour = _BT709
     else:
         colour = ColourTags(frame.colorspace or _UNTAGGED, frame.color_primaries, frame.color_trc)
@@ -143,12 +197,13 @@ def open_video(path: str, video_fps: float = 25) -> VideoSource:
         colour=colour,
         source_fps=source_fps,
         start_time=seconds(frame) if is_timed else None,
+        orientation=upright,
     )
 
 
 def count_frames(video: VideoSource, limit: int | None = None) -> int:
     """Number of frames `video.frames()` yields, counting no further than `limit`; decodes, but converts nothing."""
-    return sum(1 for _ in islice(video._indexed_frames(), limit))
+    return sum(1 for _ in islice(video._from_beginning(), limit))
 
 
 def source_index(i: int, n_source: int, mode: Order) -> int:
@@ -194,27 +249,46 @@ def ordered_frames(
 
 def check_target(path: str) -> None:
     """Raise InputError unless a video can be written to `path`. Creates nothing, so call it before the work starts."""
-    name = os.path.basename(path)
-    if os.path.splitext(name)[1].lower() not in CONTAINER_FORMATS:
+    if os.path.splitext(path)[1].lower() not in CONTAINER_FORMATS:
         raise InputError(f"{path!r} cannot be written: its name must end in {', '.join(CONTAINER_FORMATS)}")
-    if os.path.isdir(path):
+    target = os.path.realpath(path)  # of a symbolic link, also one that leads nowhere yet
+    if os.path.isdir(target):
         raise InputError(f"{path!r} cannot be written: it is a folder; name a file")
-    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise InputError(f"{path!r} cannot be written: it is a pipe or device; name a file")
+    folder = os.path.dirname(target)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path!r} cannot be written: {folder!r} is not a folder that you may write to")
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    for name in os.path.relpath(target, folder).split(os.sep):
+        if len(os.fsencode(name)) > longest:
+            raise InputError(
+                f"{path!r} cannot be written: {name!r} has {len(os.fsencode(name))} bytes; give at most {longest}"
+            )
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise InputError unless x264 takes pictures of this size."""
+    if max(width, height) > X264_MAX_SIDE:
+        raise InputError(
+            f"pictures of {width}x{height} cannot be written as H.264, which takes at most {X264_MAX_SIDE} a side; "
+            "scale them down first"
+        )
 
 
 class VideoWriter:
     """Writes an H.264 video (yuv420p) at a constant rate, with the sound of `audio_path` cut at the video's length.
 
-    A context manager. The file appears under its name only when complete: until then it is `.<name>.part` beside it,
-    which goes away if an exception leaves the block. The sound keeps its rate and channels (AAC).
+    A context manager. The file appears under its name only when complete (store.replace_when_complete), and not at all
+    if an exception leaves the block. The sound keeps its rate and channels (AAC).
 
     source: the VideoSource whose size and colour tags to keep, or (width, height), which is tagged BT.709.
     fps: frames per second. crf: x264's quality, 0 (lossless but for the halved chroma) to 51.
-    Raises InputError for a target that cannot be written, for unusable sound, or when no frame was written.
+    preset: one of X264_PRESETS, from fast and large to slow and small.
+    Raises InputError for a target that cannot be written, a size that H.264 cannot have, for unusable sound, or when no
+    frame was written. Raises OSError naming `path` when the file cannot be written to its end, as on a full disk.
     """
 
     def __init__(
@@ -224,6 +298,7 @@ class VideoWriter:
         fps: Fraction | float,
         crf: float = 18,
         audio_path: str | None = None,
+        preset: str = "medium",
     ) -> None:
         check_target(path)
         self.path = path
@@ -233,17 +308,21 @@ class VideoWriter:
             self._width, self._height, colour = source.width, source.height, source.colour
         else:
             (self._width, self._height), colour = source, _BT709
-        self._part = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.part")
+        check_size(self._width, self._height)
         container_format = CONTAINER_FORMATS[os.path.splitext(path)[1].lower()]
         options = {} if container_format == "matroska" else {"movflags": "+faststart"}
-        with contextlib.ExitStack() as undo:
-            self._container = av.open(url(self._part), "w", format=container_format, container_options=options)
-            undo.callback(self._discard)
-            self._video = self._add_video(crf, colour)
-            self._sound = Soundtrack(audio_path, self._container) if audio_path else None
-            self._open_part()
+        with contextlib.ExitStack() as opened:
+            try:
+                part = str(opened.enter_context(replace_when_complete(Path(path))))
+                self._container = av.open(url(part), "w", format=container_format, container_options=options)
+                opened.callback(self._close)
+                self._video = self._add_video(crf, preset, colour)
+                self._sound = Soundtrack(audio_path, self._container) if audio_path else None
+                self._container.start_encoding()
+            except (OSError, av.FFmpegError) as error:
+                raise InputError(f"{path!r} cannot be written: {error.strerror}") from None
             self._to_yuv = _yuv_graph(self._video.width, self._video.height, colour.matrix)
-            undo.pop_all()
+            self._opened = opened.pop_all()
         if (self._width, self._height) != (self._video.width, self._video.height):
             print(
                 f"{path}: padded from {self._width}x{self._height} to {self._video.width}x{self._video.height}, "
@@ -262,10 +341,11 @@ class VideoWriter:
         self._to_yuv.vpush(av.VideoFrame.from_numpy_buffer(rgb))
         picture = self._to_yuv.vpull()
         picture.pts, picture.time_base = self.n_frames, 1 / self._fps
-        self._container.mux(self._video.encode(picture))
-        self.n_frames += 1
-        if self._sound:
-            self._sound.advance(self.n_frames / self._fps)
+        with self._writing():
+            self._container.mux(self._video.encode(picture))
+            self.n_frames += 1
+            if self._sound:
+                self._sound.advance(self.n_frames / self._fps)
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -273,29 +353,31 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._discard)
-            if kind is not None:
-                return
+        if kind is not None:
+            self._opened.__exit__(kind, error, trace)
+            return
+        with self._writing(), self._opened:
             if self.n_frames == 0:
                 raise InputError(f"{self.path!r} was not written: there were no frames for it")
             self._container.mux(self._video.encode(None))
             if self._sound:
                 self._sound.finish()
             self._container.close()
-            os.replace(self._part, self.path)
-            undo.pop_all()
 
-    def _open_part(self) -> None:
-        """Create the file and its folder, and open the encoders."""
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the target in errors of the disk and of FFmpeg."""
         try:
-            os.makedirs(os.path.dirname(self._part) or ".", exist_ok=True)
-            self._container.start_encoding()
-        except (OSError, av.FFmpegError) as error:
-            raise InputError(f"{self.path!r} cannot be written: {error.strerror}") from None
+            yield
+        except OSError as error:  # also most of FFmpeg's errors
+            raise OSError(error.errno, error.strerror, self.path) from error
 
-    def _add_video(self, crf: float, colour: ColourTags) -> av.VideoStream:
-        options = {"crf": str(crf), "preset": X264_PRESET}
+    def _close(self) -> None:
+        with contextlib.suppress(av.FFmpegError):  # closing writes the end of the file: it fails when the disk is full
+            self._container.close()
+
+    def _add_video(self, crf: float, preset: str, colour: ColourTags) -> av.VideoStream:
+        options = {"crf": str(crf), "preset": preset}
         if torch.backends.cpu.get_cpu_capability() == "AVX512":
             # x264's AVX-512 code gave another file in every other run of the same frames; AVX2 is as fast
             options["x264-params"] = "asm=avx2"
@@ -308,13 +390,6 @@ class VideoWriter:
         context.color_range = ColorRange.MPEG
         return stream
 
-    def _discard(self) -> None:
-        """Drop the unfinished file."""
-        with contextlib.suppress(av.FFmpegError):  # closing writes the end of the file: it fails when the disk is full
-            self._container.close()
-        with contextlib.suppress(OSError):
-            os.remove(self._part)
-
 
 def _yuv_graph(width: int, height: int, matrix: int) -> av.filter.Graph:
     """Filters that turn rgb24 frames into yuv420p, limited range, with the chroma where H.264 decoders expect it."""
@@ -326,6 +401,22 @@ def _yuv_graph(width: int, height: int, matrix: int) -> av.filter.Graph:
     return graph
 
 
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream | None]]:
+    """An open file and its picture track; None in place of the track when Pillow is to read the file."""
+    with open_media(path) as container:
+        yield container, None if is_for_pillow(container, path) else video_stream(container, path)
+
+
+def _decode_all(
+    container: av.container.InputContainer, stream: av.VideoStream | None, path: str
+) -> Iterator[av.VideoFrame]:
+    """Decode a file that was just opened."""
+    if stream is None:
+        return pillow_frames(path)
+    return deinterlaced(decode(container.demux(stream), video_decoder(stream)))
+
+
 def _decode_near(
     container: av.container.InputContainer, stream: av.VideoStream, time: Fraction
 ) -> Iterator[av.VideoFrame]:
@@ -335,11 +426,17 @@ def _decode_near(
         container.seek(int(time / stream.time_base), stream=stream)
     except av.FFmpegError:
         return
-    frames = decode(dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)))
+    packets = dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+    frames = decode(packets, video_decoder(stream))
     first = next(frames, None)
     if first is not None and first.pts is not None:
-        yield first
-        yield from frames
+        # the first of interlaced frames lacks the one before it
+        yield from islice(deinterlaced(chain([first], frames)), int(first.interlaced_frame), None)
+
+
+def _rate_of(frame: av.VideoFrame) -> Fraction:
+    """The rate of a file that names none, from the duration of its first frame."""
+    return 1 / (frame.duration * frame.time_base) if frame.duration and frame.time_base else Fraction(25)
 
 
 def _round_half_away(x: Fraction) -> int:
@@ -380,35 +477,6 @@ def _between(delivered: Iterable[tuple[int, av.VideoFrame]], start: int, stop: i
             return
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transposed, then flipped left-right, then flipped up-down), from the display matrix of phone clips and EXIF."""
-    display_matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if display_matrix is None:
-        return False, False, False
-    # x' = a x + c y, y' = b x + d y with y downwards (libavutil/display.h)
-    a, b, _, c, d = np.frombuffer(display_matrix, np.int32)[:5]
-    return (True, c < 0, b < 0) if abs(a) < abs(b) else (False, a < 0, d < 0)
-
-
-def _convert(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterator[np.ndarray]:
-    """Turn decoded frames into RGB uint8 [height, width, 3], upright; whatever their size, they are scaled to this."""
-    reformatter = VideoReformatter()
-    orientation = None
-    for frame in frames:
-        # of the first frame: a PyAV frame whose side data were asked for is in a cycle, and lives until the next gc
-        orientation = orientation or _orientation(frame)
-        transposed, flip_x, flip_y = orientation
-        size = (height, width) if transposed else (width, height)
-        rgb: np.ndarray = reformatter.reformat(frame, *size, format="rgb24", interpolation=_EXACT).to_ndarray()
-        if transposed:
-            rgb = cv2.transpose(rgb)
-        if flip_x:
-            rgb = cv2.flip(rgb, 1)
-        if flip_y:
-            rgb = cv2.flip(rgb, 0)
-        yield rgb
-
-
 def _period(n_source: int, mode: Order) -> int:
     """Number of output frames after which the order repeats."""
     if mode not in ("cut", "loop", "pingpong"):
@@ -418,25 +486,11 @@ def _period(n_source: int, mode: Order) -> int:
 
 def _backward(video: VideoSource, run: range) -> Iterator[np.ndarray]:
     """The frames of a falling range of indices, read in rising chunks that end with the next ones to show."""
-    with open_media(video.path) as container:
-        stream = video_stream(container, video.path)
+    with _opened(video.path) as (container, stream):
         for stop in range(run.start + 1, run.stop + 1, -BACKWARD_CHUNK):
-            yield from reversed(_read_chunk(video, container, stream, max(run.stop + 1, stop - BACKWARD_CHUNK), stop))
-
-
-def _read_chunk(
-    video: VideoSource, container: av.container.InputContainer, stream: av.VideoStream, start: int, stop: int
-) -> list[np.ndarray]:
-    """The frames [start, stop), as video.frames(start, stop) gives them, decoded from a keyframe near `start`."""
-    for seconds_back in _SEEK_BACK_SECONDS:
-        time = start / video.fps - seconds_back
-        if video.start_time is None or time <= 0:
-            break
-        delivered = video._deliver(_decode_near(container, stream, time + video.start_time))
-        first = next(delivered, None)
-        if first is not None and first[0] <= start:
-            return list(_convert(_between(chain([first], delivered), start, stop), video.width, video.height))
-    gc.collect()
-    return list(video.frames(start, stop))
-
-
+            start = max(run.stop + 1, stop - BACKWARD_CHUNK)
+            delivered = video._after_seek(container, stream, start)
+            if delivered is None:
+                gc.collect()
+                delivered = video._from_beginning()
+            yield from reversed(list(video._convert(delivered, start, stop)))
