@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from face_detection.api import DETECTORS, WEIGHT_FILES, FaceAlignment, integer_corners
+from face_detection.api import (
+    DETECTORS,
+    WEIGHT_FILES,
+    FaceAlignment,
+    integer_corners,
+)
 from guided_diffusion.errors import InputError
 
 skimage_data = pytest.importorskip("skimage.data")
@@ -263,37 +268,88 @@ def test_missing_landmark_weights_are_named_on_first_use(weights_folder: Path, i
         aligner.get_lip_landmarks(image)
 
 
-def test_landmark_network_gets_the_given_box(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake FAN puts 68 points on the box's diagonal (the real one takes seconds on a CPU)."""
+class Heatmaps(torch.nn.Module):
+    """A stand-in for 2D-FAN, which takes seconds on a CPU: 68 heatmaps of random filters, in its list of stages."""
 
-    class Diagonal:
-        def __init__(self, _kind: object, face_detector: str, compile: bool, **_options: object) -> None:
-            assert face_detector == "sfd"
-            assert not compile
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.filters = torch.nn.Conv2d(3, 68, kernel_size=16, stride=4, padding=6)
+        self.batches: list[int] = []
 
-        def get_landmarks_from_image(self, _image: np.ndarray, detected_faces: list[list[float]]) -> list[np.ndarray]:
-            ((x1, y1, x2, y2, _score),) = detected_faces
-            return [np.linspace((x1, y1), (x2, y2), 68)]
+    def forward(self, crops: torch.Tensor) -> list[torch.Tensor]:
+        assert crops.shape[1:] == (3, 256, 256)
+        self.batches.append(len(crops))
+        heatmaps = self.filters(crops)
+        return [torch.zeros_like(heatmaps), heatmaps]
 
+
+@pytest.fixture
+def heatmaps(monkeypatch: pytest.MonkeyPatch) -> Heatmaps:
+    """The network that face-alignment's class has in place of its own, whose weights are a download."""
+    import face_alignment.utils
+
+    network = Heatmaps()
+    for compiled in ("transform_np", "_get_preds_fromhm"):  # to compile them takes ten seconds
+        monkeypatch.setattr(face_alignment.utils, compiled, getattr(face_alignment.utils, compiled).py_func)
     make_small_gpu(monkeypatch, capacity=1)
     monkeypatch.setattr("face_detection.api._weight_file", str)
-    monkeypatch.setattr("face_alignment.FaceAlignment", Diagonal)
-    aligner = FaceAlignment("sfd")
-    landmarks = aligner.get_landmarks_from_image(image, box=(10, 40, 20, 60))
+    monkeypatch.setattr("face_alignment.FaceAlignment._load_native", lambda *_args: network)
+    return network
+
+
+def package_landmarks(image: np.ndarray, corners: tuple[float, ...]) -> np.ndarray:
+    """What face-alignment's own function finds in a box (x1, y1, x2, y2), with the same stand-in for its network."""
+    import face_alignment
+
+    aligner = face_alignment.FaceAlignment(
+        face_alignment.LandmarksType.TWO_D, device="cpu", flip_input=False, face_detector="sfd", compile=False
+    )
+    return aligner.get_landmarks_from_image(image, detected_faces=[[*corners, 1.0]])[0]
+
+
+@pytest.mark.usefixtures("heatmaps")
+@pytest.mark.parametrize("box", [(10, 40, 20, 60), (-9, 31, 33, 90)])
+def test_landmarks_in_a_box_are_the_packages_own(box: tuple[int, int, int, int], image: np.ndarray) -> None:
+    y1, y2, x1, x2 = box
+    landmarks = FaceAlignment("sfd").get_landmarks_from_image(image, box)
     assert landmarks is not None
-    assert landmarks.dtype == np.float32
-    assert (landmarks[0].tolist(), landmarks[-1].tolist()) == ([20, 10], [60, 40])
-    found = aligner.get_landmarks_from_image(image)  # in the detected box: (0, 0, 9, 9)
+    assert (landmarks.dtype, landmarks.shape) == (np.float32, (68, 2))
+    assert len(np.unique(landmarks, axis=0)) > 20  # the stand-in is not blind
+    np.testing.assert_array_equal(landmarks, package_landmarks(image, (x1, y1, x2, y2)))
+
+
+@pytest.mark.usefixtures("heatmaps")
+def test_landmarks_of_a_detected_face(image: np.ndarray) -> None:
+    """The detector's fake finds (0, 0, 9, 9)."""
+    aligner = FaceAlignment("sfd")
+    expected = package_landmarks(image, (0, 0, 9, 9))
+    found = aligner.get_landmarks_from_image(image)
     assert found is not None
-    assert found[-1].tolist() == [9, 9]
-    lips = aligner.get_lip_landmarks(image)
-    assert lips is not None
-    assert lips.shape == (20, 2)
-    assert lips[-1].tolist() == [64, 48]
+    np.testing.assert_array_equal(found, expected)
     ((plain,),), ((marked,),) = aligner.detect([image]), aligner.detect([image], with_landmarks=True)
     assert plain.landmarks is None
     assert marked.landmarks is not None
-    assert (marked.box, marked.score, marked.landmarks[-1].tolist()) == (plain.box, plain.score, [9, 9])
+    assert (marked.box, marked.score) == (plain.box, plain.score)
+    np.testing.assert_array_equal(marked.landmarks, expected)
+
+
+def test_lips_of_many_crops_are_the_packages_in_one_call(heatmaps: Heatmaps) -> None:
+    rng = np.random.default_rng(0)
+    crops = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 48), (7, 64), (128, 100), (300, 260))]
+    aligner = FaceAlignment("sfd")
+    lips = aligner.lip_landmarks(crops)
+    assert heatmaps.batches == [3]
+    assert lips[1] is None
+    for crop, found in zip(crops, lips, strict=True):
+        if found is None:
+            assert aligner.get_lip_landmarks(crop) is None
+            continue
+        height, width = crop.shape[:2]
+        assert (found.dtype, found.shape) == (np.float32, (20, 2))
+        np.testing.assert_array_equal(found, package_landmarks(crop, (0, 0, width, height))[48:])
+        np.testing.assert_array_equal(found, aligner.get_lip_landmarks(crop))
+    assert aligner.lip_landmarks([]) == []
 
 
 def replace_sfd(fake: type, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +362,8 @@ def make_small_gpu(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
     """S3FD replaced by a detector that finds an image's first pixel and cannot take more than `capacity` images."""
 
     class SmallGpu:
+        reference_scale = 195
+
         def __init__(self, device: str, verbose: bool) -> None:
             pass
 
