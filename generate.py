@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
-from face_detection.api import DETECTORS, FaceAlignment
-from face_detection.tracks import FaceTrack, build_track, fixed_track, smooth_landmarks
+from face_detection import tracks
+from face_detection.api import DETECTORS, Detection, FaceAlignment, FaceIdentity
+from face_detection.tracks import (
+    VOXCELEB2_SIZE,
+    FaceTrack,
+    build_track,
+    crop_box,
+    fixed_track,
+    smooth_landmarks,
+    voxceleb2_box,
+)
 from guided_diffusion.dist_util import DEVICES, Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -75,7 +84,6 @@ from post_processing import (
     sharpen,
 )
 
-VOXCELEB2_SIZE = 224
 ORDERS: tuple[str, ...] = typing.get_args(Order)
 REF_TYPES = ("gt", "first_frame", "random")
 INPUT_TYPES = ("gt", "first_frame")
@@ -416,23 +424,34 @@ def find_faces(clip: Clip, options: Options, detector: FaceAlignment | None, tim
         with timings.measure("detect"):
             return detector.detect(images, with_landmarks=options.landmark_mask)
 
+    def identify(index: int, face: Detection) -> np.ndarray:
+        return face_identity().describe(next(iter(video.frames(index, index + 1))), face)
+
     fitting = max(1, DETECTION_BATCH_BYTES // (video.width * video.height * 3))
     try:
-        return build_track(
+        faces = tracks.find_faces(
             tqdm(frames, desc="faces", unit="frame", disable=None),
             detect,
-            batch_size=min(options.face_det_batch_size, fitting),
+            min(options.face_det_batch_size, fitting),
+            n_frames=clip.n_windows,
+            check=partial(tracks.check_face_index, pads=options.pad_pixels, face_index=options.face_index),
+        )
+        return build_track(
+            faces,
+            clip.n_windows,
             pads=options.pad_pixels,
             face_index=options.face_index,
+            identify=identify,
+            detection_size=options.detection_size,
         )
     except InputError as error:
         raise InputError(f"--video_path {video.path}: {error}") from None
 
 
-def voxceleb2_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """The fixed crop (y1, y2, x1, x2) of a VoxCeleb2 frame (REFERENCE.md: Video loop)."""
-    side = int(width * 1.8 / 8)
-    return 0, height - int(height * 2.36 / 8), side, width - side
+@cache
+def face_identity() -> FaceIdentity:
+    """One for all jobs, loaded when first needed."""
+    return FaceIdentity()
 
 
 @dataclass(frozen=True)
@@ -501,7 +520,7 @@ class SecondPass:
             box=(y1, y2, x1, x2),
             landmarks=None if self.track.landmarks is None else self.track.landmarks[source],
             is_cut=self._is_cut(index, source),
-            network_crop=resize_crop(frame[y1:y2, x1:x2], size, size),
+            network_crop=resize_crop(crop_box(frame, (y1, y2, x1, x2)), size, size),
         )
 
     def _is_cut(self, index: int, source: int) -> bool:

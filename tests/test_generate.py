@@ -21,7 +21,7 @@ from fill import fill_
 
 import generate
 from face_detection.api import Detection
-from face_detection.tracks import build_track
+from face_detection.tracks import build_track, find_faces
 from generate import DiffusionSampler, Options, SecondPass, create_argparser, main, parse_options, pictures
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import Timings
@@ -71,7 +71,8 @@ def golden_pass(small_config: dict, monkeypatch: pytest.MonkeyPatch, **flags: ob
     def detect(images: list[np.ndarray]) -> list[list[Detection]]:
         return [[Detection(tuple(map(float, next(boxes))), 1.0, None)] for _ in images]
 
-    track = build_track(iter(golden["frames"]), detect, batch_size=4, pads=(0, 0, 0, 0))
+    faces = find_faces(golden["frames"], detect, batch_size=4)
+    track = build_track(faces, len(golden["frames"]), pads=(0, 0, 0, 0))
     model = fill_(create_model(config)).eval().to(memory_format=torch.channels_last)
     sampler = DiffusionSampler(
         model, create_gaussian_diffusion(config, "ddim10"), config, options, torch.device("cpu")
