@@ -13,7 +13,7 @@ from skimage import data
 
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import build_track, find_faces
+from face_detection.tracks import build_track, find_faces, fixed_track
 from guided_diffusion.video_util import open_video
 
 FPS = 25
@@ -197,3 +197,10 @@ def test_bad_input_is_one_line_and_status_2(
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("evaluate.py: error: ")
         assert words in line
+
+
+def test_box_beyond_the_frame_is_measured_where_it_is_visible(tmp_path: Path) -> None:
+    """The measures take slices of the frame, in which a negative corner counts from the other end."""
+    write_video(tmp_path / "v.mp4", np.zeros((2, 64, 96, 3), np.uint8), FPS)
+    video = open_video(str(tmp_path / "v.mp4"), FPS)
+    assert evaluate.Clips(video, video, None, fixed_track(2, (-5, 40, 60, 110))).box(1) == (0, 40, 60, 96)
