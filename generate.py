@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ import numpy as np
 from tqdm import tqdm
 
 from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
-from face_detection.api import DETECTORS, FaceAlignment
+from face_detection.api import DETECTORS, Detection, FaceAlignment, FaceIdentity
 from face_detection.tracks import (
     VOXCELEB2_SIZE,
     FaceTrack,
+    VideoFaces,
     build_track,
+    check_face_index,
+    find_faces,
     fixed_track,
     smooth_landmarks,
     voxceleb2_box,
@@ -113,8 +116,8 @@ class Options:
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(720, "faces are looked for in frames with at most this long side", "faces")
     face_det_batch_size: int = flag(64, "at most this many frames per call of the detector", "run")
-    face_index: int = flag(-1, "which face, from the left in the first frame with faces; -1 is the best", "faces")
-    pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "faces")
+    face_index: int = flag(-1, "which face, from the left in the first frame with faces; -1 is the best", "sampling")
+    pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "sampling")
     is_voxceleb2: bool = flag(True, "no detection: VoxCeleb2's fixed crop of 224 x 224 frames", "faces")
 
     face_hide_percentage: float = flag(0.5, "lower part of the crop that is generated", "sampling")
@@ -353,37 +356,54 @@ def open_clip(job: Job, options: Options) -> Clip:
     return Clip(open_video(job.video_path, options.video_fps), melspectrogram(load_speech(job.audio_path)))
 
 
-def find_faces(clip: Clip, options: Options, detector: FaceAlignment | None, timings: Timings) -> FaceTrack:
-    """Pass 1: the face's track over the frames that the sound suffices for."""
+def detect_faces(
+    clip: Clip, options: Options, detector: FaceAlignment, known: VideoFaces | None, timings: Timings
+) -> VideoFaces:
+    """Pass 1: the faces of the frames that the sound suffices for; `known` are those of the first frames."""
     video = clip.video
-    if detector is None:
-        if (video.width, video.height) != (VOXCELEB2_SIZE, VOXCELEB2_SIZE):
-            print(
-                f"warning: --is_voxceleb2 True takes a fixed crop of 224 x 224 frames, this video is {video.width} x "
-                f"{video.height}; give --is_voxceleb2 False to detect faces",
-                file=sys.stderr,
-            )
-        with timings.measure("decode"):
-            n_source = count_frames(video, clip.n_windows)
-        return fixed_track(n_source, voxceleb2_box(video.height, video.width))
+    start = known.next_start if known else 0
+    frames = timings.iterate("decode", video.frames(start, clip.n_windows))
+    bar = tqdm(frames, desc="faces", unit="frame", total=clip.n_windows - start, disable=None)
 
-    frames = timings.iterate("decode", video.frames(stop=clip.n_windows))
-
-    def detect(images: Sequence[np.ndarray]) -> list[Any]:
+    def detect(images: Sequence[np.ndarray]) -> list[list[Detection]]:
         with timings.measure("detect"):
             return detector.detect(images, with_landmarks=options.landmark_mask)
 
     fitting = max(1, DETECTION_BATCH_BYTES // (video.width * video.height * 3))
-    try:
-        return build_track(
-            tqdm(frames, desc="faces", unit="frame", disable=None),
-            detect,
-            batch_size=min(options.face_det_batch_size, fitting),
-            pads=options.pad_pixels,
-            face_index=options.face_index,
+    batch_size = min(options.face_det_batch_size, fitting)
+    check = partial(check_face_index, pads=options.pad_pixels, face_index=options.face_index)
+    return find_faces(bar, detect, batch_size, known, n_frames=clip.n_windows, check=check)
+
+
+def follow_face(clip: Clip, faces: VideoFaces, options: Options) -> FaceTrack:
+    """One person's track over the frames that the sound suffices for."""
+
+    def identify(index: int, face: Detection) -> np.ndarray:
+        return face_identity().describe(next(iter(clip.video.frames(index, index + 1))), face)
+
+    return build_track(
+        faces, clip.n_windows, pads=options.pad_pixels, face_index=options.face_index, identify=identify,
+        detection_size=options.detection_size,
+    )  # fmt: skip
+
+
+@cache
+def face_identity() -> FaceIdentity:
+    """One for all jobs, loaded when first needed."""
+    return FaceIdentity()
+
+
+def fixed_face(clip: Clip, timings: Timings) -> FaceTrack:
+    """VoxCeleb2's fixed crop in the frames that the sound suffices for."""
+    video = clip.video
+    if (video.width, video.height) != (VOXCELEB2_SIZE, VOXCELEB2_SIZE):
+        print(
+            f"warning: --is_voxceleb2 True takes a fixed crop of 224 x 224 frames, this video is {video.width} x "
+            f"{video.height}; give --is_voxceleb2 False to detect faces",
+            file=sys.stderr,
         )
-    except InputError as error:
-        raise InputError(f"--video_path {video.path}: {error}") from None
+    with timings.measure("decode"):
+        return fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
 
 
 class Playback:
@@ -569,26 +589,17 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     """
     timings = Timings()
     clip = open_clip(job, options)
-    track_path, store = _work_files(job, clip, options, tools)
     ranks = tools.ranks if not options.generate_from_filelist else Ranks()
-    if ranks.rank > 0:
-        ranks.barrier()
-    if track_path is not None and track_path.is_file():
-        track = FaceTrack.load(track_path)
-    else:
-        with large_blocks_apart():
-            track = find_faces(clip, options, tools.detector, timings)
-        if track_path is not None:
-            track.save(track_path)
-    if ranks.rank == 0:
-        ranks.barrier()
-    playback = Playback(clip.video, smooth_landmarks(track), clip.n_windows, options)
+    keys = None if options.work_dir is None else work_keys(job, options, tools)
+    track = find_track(clip, options, tools, keys, ranks, timings)
+    playback = Playback(clip.video, track, clip.n_windows, options)
     batch_size = options.sampling_batch_size * tools.config.nframes
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     mine = _share(batches, ranks)
     sampler: Sampler = timings.measure("sample")(tools.sampler)
-    if store is not None:
-        sampler = StoredSampler(sampler, store, {batch.start for batch in batches if batch not in mine})
+    if keys is not None:
+        of_others = {batch.start for batch in batches if batch not in mine}
+        sampler = StoredSampler(sampler, ChunkStore(keys.samples), of_others)
     second_pass = SecondPass(clip, playback, sampler, batches, batch_size, timings)
     if ranks.rank > 0:
         for _ in second_pass.items(mine) if mine else ():
@@ -606,28 +617,60 @@ def _share(batches: list[range], ranks: Ranks) -> list[range]:
     return batches[slice(*edges)]
 
 
-def _work_files(job: Job, clip: Clip, options: Options, tools: Tools) -> tuple[Path | None, ChunkStore | None]:
-    """Where this job's track and samples are kept, named by all that they depend on."""
-    if options.work_dir is None:
-        return None, None
-    track_parts = {
+def find_track(
+    clip: Clip, options: Options, tools: Tools, keys: "WorkFiles | None", ranks: Ranks, timings: Timings
+) -> FaceTrack:
+    """Who is followed, in which boxes. Rank 0 looks for the faces that are not stored, the others wait for it.
+
+    :raises InputError: naming the video, when there is no such face.
+    """
+    if tools.detector is None:
+        return fixed_face(clip, timings)
+    if ranks.rank > 0:
+        ranks.barrier()
+    known = VideoFaces.load(keys.faces) if keys is not None and keys.faces.is_file() else None
+    faces = known
+    try:
+        if faces is None or not faces.suffices(clip.n_windows):
+            with large_blocks_apart():
+                faces = detect_faces(clip, options, tools.detector, known, timings)
+            if keys is not None:
+                faces.save(keys.faces)
+        if ranks.rank == 0:
+            ranks.barrier()
+        return smooth_landmarks(follow_face(clip, faces, options))
+    except InputError as error:
+        raise InputError(f"--video_path {clip.video.path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class WorkFiles:
+    """A file for the video's faces, a folder for the job's samples; each is named by all that it depends on."""
+
+    faces: Path
+    samples: Path
+
+
+def work_keys(job: Job, options: Options, tools: Tools) -> WorkFiles:
+    faces = {
         "format": STORE_FORMAT,
         "versions": versions(),
         "video": file_digest(job.video_path),
-        "frames": clip.n_windows,
         "options": options.affecting("faces"),
+        "detector": tools.detector.fingerprint() if tools.detector else None,
     }
-    sample_parts = {
-        "track": track_parts,
+    samples = {
+        **faces,
         "audio": file_digest(job.audio_path),
-        "options": options.affecting("sampling"),
-        **tools.sampler_key,
+        "sampling": options.affecting("sampling"),
+        "sampler": tools.sampler_key,
     }
-    work_dir = Path(options.work_dir)
     # boxes, and so samples, are the same with landmarks and without
-    track_key = content_key({**track_parts, "landmarks": options.landmark_mask and options.face_detector != "dlib"})
-    track_path = work_dir / f"track-{track_key}.npz"
-    return track_path, ChunkStore(work_dir / f"samples-{content_key(sample_parts)}")
+    faces["landmarks"] = options.landmark_mask and options.face_detector != "dlib"
+    if faces["landmarks"] and tools.detector:
+        faces["detector"] = tools.detector.fingerprint(with_landmarks=True)
+    work_dir = Path(str(options.work_dir))
+    return WorkFiles(work_dir / f"faces-{content_key(faces)}.npz", work_dir / f"samples-{content_key(samples)}")
 
 
 def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> int:

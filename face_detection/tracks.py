@@ -1,19 +1,23 @@
-"""One person's face through a video: who is followed, across which gaps, in which smoothed boxes."""
+"""Faces through a video: every face as detected, whom to follow, across which gaps, in which smoothed boxes."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import groupby, islice, pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
-from face_detection.api import MIN_FACE_SIDE, Detection, integer_corners
+from face_detection.api import LIP, MIN_FACE_SIDE, SAME_PERSON, Corners, Detection
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete
+from guided_diffusion.streams import Box
+from guided_diffusion.tfg_data_util import visible_box
 
 MAX_GAP = 12
 """Frames without the face that are bridged by interpolation: half a second at 25 fps."""
@@ -21,11 +25,167 @@ MAX_GAP = 12
 MIN_OVERLAP = 0.1
 """A face belongs to the one seen last when their boxes' intersection over union is at least this."""
 
+MOUTH_HEIGHT = 0.75
+"""Where the mouth is in a detector's box, of its height, when there are no landmarks."""
+
 VOXCELEB2_SIZE = 224
-"""px, the side of VoxCeleb2's frames."""
+"""px, the sides of the frames that `voxceleb2_box` is for."""
 
 Pads = tuple[int, int, int, int]
 Detect = Callable[[Sequence[np.ndarray]], list[list[Detection]]]
+
+Identify = Callable[[int, Detection], np.ndarray]
+"""The index of a frame and a face in it -> the face's descriptor (`FaceIdentity.describe` of the frame, read again)."""
+
+
+# -------------------------------------------------------------------------------------- every face, as it was detected
+
+
+@dataclass(frozen=True)
+class VideoFaces:
+    """Every face of every frame of a video, or of its beginning, as detected.
+
+    It depends on the video and the detector only, not on what is made of it: `build_track`.
+    """
+
+    faces: list[list[Detection]]
+    """Of each frame, best score first."""
+    is_cut: np.ndarray
+    """bool [F], True on the first frame after a hard cut; frame 0 is False."""
+    size: tuple[int, int]
+    """Height and width of the frames in pixels; (0, 0) without any."""
+    is_complete: bool
+    """Whether the video is known to end here. False means that it goes on, or ends just at the last frame wanted."""
+
+    def suffices(self, n_frames: int) -> bool:
+        """Whether the first n_frames of the video are here, or all that it has."""
+        return self.is_complete or len(self.faces) >= n_frames
+
+    @property
+    def next_start(self) -> int:
+        """The index of the first frame that `find_faces` needs to continue: the last one again."""
+        return max(0, len(self.faces) - 1)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz; the file appears complete or not at all."""
+        detections = [face for faces in self.faces for face in faces]
+        unknown = np.full((68, 2), np.nan, np.float32)
+        landmarks = [unknown if face.landmarks is None else face.landmarks for face in detections]
+        _save_arrays(
+            path,
+            {
+                "counts": np.array([len(faces) for faces in self.faces], np.int64),
+                "corners": np.array([face.box for face in detections], np.float64).reshape(-1, 4),
+                "scores": np.array([face.score for face in detections], np.float64),
+                "landmarks": np.array(landmarks, np.float32).reshape(-1, 68, 2),
+                "is_cut": self.is_cut,
+                "size": np.array(self.size, np.int64),
+                "is_complete": np.array(self.is_complete),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> VideoFaces:
+        """Reads what `save` wrote.
+
+        :raises InputError: the file is something else.
+        :raises OSError: the file cannot be read.
+        """
+        return _load_arrays(path, "the faces of a video", cls._from_arrays)
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> VideoFaces:
+        """:raises KeyError, ValueError: these are not the arrays that `save` wrote."""
+        frames, detections = (np.size(arrays[name]) for name in ("counts", "scores"))
+        _check_arrays(
+            arrays,
+            {
+                "counts": (np.int64, (frames,)),
+                "corners": (np.float64, (detections, 4)),
+                "scores": (np.float64, (detections,)),
+                "landmarks": (np.float32, (detections, 68, 2)),
+                "is_cut": (np.bool_, (frames,)),
+                "size": (np.int64, (2,)),
+                "is_complete": (np.bool_, ()),
+            },
+        )
+        if arrays["counts"].sum() != detections:
+            raise ValueError(f"{arrays['counts'].sum()} faces are counted, {detections} are there")
+        rest = iter(zip(arrays["corners"].tolist(), arrays["scores"].tolist(), arrays["landmarks"], strict=True))
+        faces = [
+            [
+                Detection(tuple(box), score, None if np.isnan(landmarks).any() else landmarks)
+                for box, score, landmarks in islice(rest, count)
+            ]
+            for count in arrays["counts"].tolist()
+        ]
+        height, width = arrays["size"].tolist()
+        return cls(faces, arrays["is_cut"], (height, width), bool(arrays["is_complete"]))
+
+
+def find_faces(
+    frames: Iterable[np.ndarray],
+    detect: Detect,
+    batch_size: int,
+    known: VideoFaces | None = None,
+    *,
+    n_frames: int | None = None,
+    check: Callable[[VideoFaces], object] | None = None,
+) -> VideoFaces:
+    """Looks for faces and cuts in a video, or continues to.
+
+    The frames are streamed: at most `batch_size` of them are held.
+
+    :param frames: of the video, RGB uint8 [H, W, 3], all of one size. With `known` they start at `known.next_start`:
+        the last frame again, which the cut detector compares with the next one.
+    :param detect: faces of each image of a batch, best score first (`FaceAlignment.detect`).
+    :param batch_size: frames per call of `detect`.
+    :param known: what an earlier call found in the beginning of the same video.
+    :param n_frames: the first so many frames of the video are wanted; None wants all.
+    :param check: called once, with what there is by then, as soon as a batch shows a face: what it raises ends the
+        search early (`check_face_index`).
+    """
+    known = known or VideoFaces([], np.zeros(0, bool), (0, 0), is_complete=False)
+    faces, is_cut, size = list(known.faces), known.is_cut.tolist(), known.size
+
+    def found(is_complete: bool) -> VideoFaces:
+        return VideoFaces(list(faces), np.array(is_cut, dtype=bool), size, is_complete)
+
+    rest = iter(frames)
+    cuts = CutDetector()
+    any(map(cuts.update, islice(rest, len(faces[-1:]))))  # the known frame, if there is one
+    while True:
+        if check and any(faces):
+            check(found(is_complete=False))
+            check = None
+        wanted = batch_size if n_frames is None else min(batch_size, n_frames - len(faces))
+        if wanted <= 0:
+            return found(is_complete=False)
+        # The batch is never bound to a name here: it would live on while the next one is read.
+        observed = _observe(list(islice(rest, wanted)), detect, cuts)
+        if observed is None:
+            return found(is_complete=True)
+        new_faces, new_cuts, size = observed
+        faces += new_faces
+        is_cut += new_cuts
+
+
+def _observe(
+    batch: list[np.ndarray], detect: Detect, cuts: CutDetector
+) -> tuple[list[list[Detection]], list[bool], tuple[int, int]] | None:
+    """Faces and cuts of a batch of frames, and their size; None for an empty batch."""
+    if not batch:
+        return None
+    height, width = batch[0].shape[:2]
+    return detect(batch), [cuts.update(frame) for frame in batch], (height, width)
+
+
+def check_face_index(faces: VideoFaces, *, pads: Pads, face_index: int) -> None:
+    """:raises InputError: the first frame with faces has not enough for `face_index` (see `build_track`)."""
+    _check_index(_usable(faces, len(faces.faces), pads), face_index)
+
+
+# ------------------------------------------------------------------------------------------------ one person's track
 
 
 @dataclass(frozen=True)
@@ -33,30 +193,45 @@ class FaceTrack:
     """One person's face, per source frame."""
 
     boxes: np.ndarray
-    """int64 [F, 4], (y1, y2, x1, x2), half open, in frame pixels; rows of zeros where there is no face."""
+    """int64 [F, 4], (y1, y2, x1, x2), half open, in frame pixels; rows of zeros where there is no face. A face that
+    the frame's edge cuts off keeps its whole box, which reaches beyond the frame: see `crop_box`, `visible_box`."""
     landmarks: np.ndarray | None
     """float32 [F, 68, 2], (x, y) in frame pixels, NaN where there is no face; None when they were not looked for."""
     has_face: np.ndarray
-    """bool [F]."""
+    """bool [F]. Of a face with its mouth outside the frame nothing can be changed: it counts as none."""
     is_interpolated: np.ndarray
     """bool [F], True where the face was not detected but lies between two detections."""
     is_cut: np.ndarray
     """bool [F], True on the first frame after a hard cut; frame 0 is False."""
+    mouth_outside: np.ndarray | None = None
+    """bool [F], True where the person is seen, but not the mouth; None: everywhere False."""
+    others_only: np.ndarray | None = None
+    """bool [F], True where there are faces, but none of the person's; None: everywhere False."""
+    motion: np.ndarray | None = None
+    """float32 [F, 2, 3], the head's movement, from pixels (x, y) of the frame before to this one's; NaN where unknown.
+    None when it was not asked for: `with_motion`."""
 
     def summary(self) -> str:
-        """One line for the report: "125 frames: 120 detected, 5 interpolated, 0 without a face, 1 cut"."""
+        """One line for the report: "125 frames: 120 detected, 5 interpolated, 0 without a face, 1 cut".
+
+        Frames with the mouth outside and frames with others only are named apart, where there are any.
+        """
         frames, faces = len(self.has_face), int(self.has_face.sum())
         interpolated, cuts = int(self.is_interpolated.sum()), int(self.is_cut.sum())
-        return (
-            f"{_count(frames, 'frame')}: {faces - interpolated} detected, {interpolated} interpolated, "
-            f"{frames - faces} without a face, {_count(cuts, 'cut')}"
-        )
+        outside, others = (0 if flags is None else int(flags.sum()) for flags in (self.mouth_outside, self.others_only))
+        parts = [
+            f"{faces - interpolated} detected",
+            f"{interpolated} interpolated",
+            f"{frames - faces - outside - others} without a face",
+            *([f"{outside} with the mouth outside the frame"] if outside else []),
+            *([f"{others} with other people only"] if others else []),
+            _count(cuts, "cut"),
+        ]
+        return f"{_count(frames, 'frame')}: {', '.join(parts)}"
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz; the file appears complete or not at all."""
-        arrays = {name: value for name, value in vars(self).items() if value is not None}
-        with replace_when_complete(Path(path)) as part, open(part, "wb") as file:
-            np.savez(file, **arrays)
+        _save_arrays(path, {name: value for name, value in vars(self).items() if value is not None})
 
     @classmethod
     def load(cls, path: str | Path) -> FaceTrack:
@@ -65,88 +240,102 @@ class FaceTrack:
         :raises InputError: the file is not a face track.
         :raises OSError: the file cannot be read.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return cls(**{"landmarks": None, **stored})
-        except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: not a face track ({' '.join(str(error).split())}); delete the file") from error
+        return _load_arrays(path, "a face track", lambda arrays: cls(**{"landmarks": None, **arrays}))
 
     def __post_init__(self) -> None:
         frames = len(self.boxes)
         expected = {
             "boxes": (np.int64, (frames, 4)),
             "landmarks": (np.float32, (frames, 68, 2)),
-            "has_face": (np.bool_, (frames,)),
-            "is_interpolated": (np.bool_, (frames,)),
-            "is_cut": (np.bool_, (frames,)),
+            "motion": (np.float32, (frames, 2, 3)),
         }
-        for name, value in vars(self).items():
-            if value is not None and (value.dtype, value.shape) != expected[name]:
-                raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")
+        flags = (np.bool_, (frames,))
+        arrays = {name: value for name, value in vars(self).items() if value is not None}
+        _check_arrays(arrays, {name: expected.get(name, flags) for name in arrays})
 
 
 def build_track(
-    frames: Iterable[np.ndarray],
-    detect: Detect,
+    faces: VideoFaces,
+    n_frames: int,
     *,
-    batch_size: int,
     pads: Pads,
     face_index: int = -1,
     smooth_window: int = 5,
+    identify: Identify | None = None,
+    detection_size: int | None = None,
 ) -> FaceTrack:
-    """Follows one person through a video.
+    """Follows one person through the first frames of a video.
 
-    The frames are streamed: at most `batch_size` of them are held, and only boxes and landmarks are kept.
+    A shot starts at the video's first frame and at every hard cut. In its first frame with (enough) faces one is
+    chosen, see `face_index`; from then on, the detection that overlaps most with the box seen last. The face is lost
+    when it is missing for more than MAX_GAP frames. Shorter gaps inside a shot are interpolated linearly, boxes and
+    landmarks; frames in other gaps have no face.
 
-    A shot starts at the video's first frame and at every hard cut. In the first frame of a shot with (enough) faces one
-    is chosen, see `face_index`; from then on, the detection that overlaps most with the box seen last. When the face is
-    missing for more than MAX_GAP frames, a face is chosen anew, as at a shot's start. Shorter gaps inside a shot are
-    interpolated linearly, boxes and landmarks; frames in other gaps have no face.
+    Who is taken after a face was lost, and in the next shot:
 
-    Box arithmetic (REFERENCE.md: video loop): corners clipped at 0 and truncated, grown by `pads`, limited to the
-    frame, then `smooth_boxes` over each run of consecutive frames with a face in a shot. A detection whose box is then
-    under MIN_FACE_SIDE px on a side does not count.
+    - with face_index -1 whoever has the best score then;
+    - with another one only the person that was chosen in the beginning: a face that looks the same. `identify` is asked
+      once for each face that comes up, in the frame where its score is best. Without `identify` it is a face at the
+      place where the person was lost, and the n-th from the left in the next shot.
 
-    :param frames: RGB uint8 [H, W, 3].
-    :param detect: faces of each image of a batch, best score first (`FaceAlignment.detect`).
-    :param batch_size: frames per call of `detect`.
+    Box arithmetic (REFERENCE.md: video loop): corners rounded down, grown by `pads` up to the frame's edges, then
+    `smooth_boxes` over each run of consecutive frames with a face in a shot. Unlike upstream's, a detection that
+    reaches beyond the frame is not clipped: what the network gets is framed as a face always is. A detection of which
+    the frame shows less than MIN_FACE_SIDE px on a side does not count, and where the mouth is outside the frame there
+    is no face to change.
+
+    :param faces: what `find_faces` found. When it has fewer frames than wanted, the track ends with it.
+    :param n_frames: frames of the track.
     :param pads: pixels added at the top, bottom, left and right.
     :param face_index: -1 chooses the face with the best score, n the n-th from the left (0 is the leftmost).
     :param smooth_window: boxes averaged, 1 for no smoothing.
-    :raises InputError: no face in the whole video; face_index out of range in its first frame with faces.
+    :param identify: tells what a face looks like.
+    :param detection_size: the long side at which faces were searched, for the advice when there are none; None when the
+        user cannot choose it.
+    :raises InputError: no face in the whole video, or none with its mouth in the frame; face_index out of range in its
+        first frame with faces. And what `identify` raises.
     """
-    faces: list[Detection | None] = []
-    is_cut: list[bool] = []
-    sizes: list[tuple[int, int]] = []
-    for face, scene in _follow(_observe(frames, detect, batch_size, pads), face_index):
-        faces.append(face)
-        is_cut.append(scene.is_cut)
-        sizes.append(scene.size)
-
-    detected = np.array([face is not None for face in faces], dtype=bool)
+    usable = _usable(faces, n_frames, pads)
+    cuts = faces.is_cut[:n_frames]
+    _check_index(usable, face_index)
+    followed = _follow(usable, cuts, face_index, identify)
+    detected = np.array([face is not None for face in followed], dtype=bool)
     if not detected.any():
-        raise InputError(
-            f"no face in any of the {_count(len(faces), 'frame')} of the video; "
-            "give a video that shows a face, or try another --face_detector"
-        )
-    cuts = np.array(is_cut, dtype=bool)
-    corners, landmarks = _arrays(faces)
-    is_interpolated = _short_gaps(detected, cuts)
-    has_face = detected | is_interpolated
-    _interpolate(corners, detected, is_interpolated)
-    if landmarks is not None:
-        _interpolate(landmarks, detected, is_interpolated)
+        raise InputError(_no_face(len(usable), faces.size, detection_size))
 
-    boxes = np.zeros((len(faces), 4), dtype=np.int64)
+    corners, landmarks = _arrays(followed)
+    between = _short_gaps(detected, cuts)
+    _interpolate(corners, detected, between)
+    if landmarks is not None:
+        _interpolate(landmarks, detected, between)
+
+    shown = detected | between
+    has_face = shown & _is_inside(_mouths(corners, landmarks), faces.size)
+    if not has_face.any():
+        raise InputError(
+            f"the face's mouth is outside the picture in all of the {_count(len(usable), 'frame')} of the video; "
+            "give a video that shows it"
+        )
+    if landmarks is not None:
+        landmarks[~has_face] = np.nan
+    boxes = np.zeros((len(usable), 4), dtype=np.int64)
     for frame in np.flatnonzero(has_face):
-        boxes[frame] = _padded_box(corners[frame].tolist(), pads, sizes[frame])
+        boxes[frame] = _padded_box(corners[frame].tolist(), pads, faces.size)
     for run in _runs(has_face, cuts):
         boxes[run] = smooth_boxes(boxes[run], smooth_window)
-    return FaceTrack(boxes, landmarks, has_face, is_interpolated, cuts)
+    return FaceTrack(
+        boxes,
+        landmarks,
+        has_face,
+        is_interpolated=between & has_face,
+        is_cut=cuts,
+        mouth_outside=shown & ~has_face,
+        others_only=np.array([bool(seen) for seen in usable]) & ~shown,
+    )
 
 
-def fixed_track(n_frames: int, box: tuple[int, int, int, int]) -> FaceTrack:
-    """The track of a face that is known to stay in one box (y1, y2, x1, x2), as in cropped data sets."""
+def fixed_track(n_frames: int, box: Box) -> FaceTrack:
+    """The track of a face that is known to stay in one box, as in cropped data sets."""
     nothing = np.zeros(n_frames, dtype=bool)
     return FaceTrack(
         boxes=np.tile(np.array(box, dtype=np.int64), (n_frames, 1)),
@@ -157,10 +346,30 @@ def fixed_track(n_frames: int, box: tuple[int, int, int, int]) -> FaceTrack:
     )
 
 
-def voxceleb2_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """The fixed crop (y1, y2, x1, x2) of a VoxCeleb2 frame (REFERENCE.md: Video loop)."""
+def voxceleb2_box(height: int, width: int) -> Box:
+    """The fixed crop of a VoxCeleb2 frame (REFERENCE.md: video loop)."""
     side = int(width * 1.8 / 8)
     return 0, height - int(height * 2.36 / 8), side, width - side
+
+
+def with_motion(track: FaceTrack, frames: Iterable[np.ndarray]) -> FaceTrack:
+    """The track with `motion`: `temporal_consistency.head_motion` between neighbouring frames of a shot with a face.
+
+    :param frames: of the video from its first on, RGB uint8 [H, W, 3], streamed: two are held. Those beyond the track
+        are not read.
+    """
+    from temporal_consistency import head_motion  # here: it is above this package
+
+    motion = np.full((len(track.boxes), 2, 3), np.nan, dtype=np.float32)
+    for index, (before, frame) in enumerate(pairwise(islice(frames, len(motion))), 1):
+        if track.has_face[index - 1] and track.has_face[index] and not track.is_cut[index]:
+            found = head_motion(before, frame, visible_box(track.boxes[index - 1], before.shape[:2]))
+            if found is not None:
+                motion[index] = found
+    return replace(track, motion=motion)
+
+
+# --------------------------------------------------------------------------------------------- steadier, over time
 
 
 def smooth_boxes(boxes: np.ndarray, window: int = 5) -> np.ndarray:
@@ -202,6 +411,9 @@ def smooth_landmarks(track: FaceTrack) -> FaceTrack:
             window = track.landmarks[frame - side : frame + side + 1]
             landmarks[frame] = np.tensordot(weights / weights.sum(), window, axes=1)
     return replace(track, landmarks=landmarks)
+
+
+# ------------------------------------------------------------------------------------------------------------- cuts
 
 
 class CutDetector:
@@ -250,56 +462,128 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sum(a * b)) / norm if norm > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """What is known of one frame once its pixels are let go."""
+# ------------------------------------------------------------------------------------------------------- following
 
-    faces: list[Detection]
-    is_cut: bool
-    size: tuple[int, int]
-    """Height, width."""
+Chain = dict[int, Detection]
+"""One face from frame to frame, by frame index in ascending order, with gaps of up to MAX_GAP frames."""
 
 
-def _observe(frames: Iterable[np.ndarray], detect: Detect, batch_size: int, pads: Pads) -> Iterator[_Scene]:
-    rest = iter(frames)
-    cuts = CutDetector()
-    # The batch is never bound to a name here: it would live on while the next one is read.
-    while scenes := _observe_batch(list(islice(rest, batch_size)), detect, cuts, pads):
-        yield from scenes
+def _usable(faces: VideoFaces, n_frames: int, pads: Pads) -> list[list[Detection]]:
+    """The faces of each of the first frames that are large enough."""
+
+    def is_usable(face: Detection) -> bool:
+        y1, y2, x1, x2 = visible_box(_padded_box(face.box, pads, faces.size), faces.size)
+        return min(y2 - y1, x2 - x1) >= MIN_FACE_SIDE
+
+    return [[face for face in seen if is_usable(face)] for seen in faces.faces[:n_frames]]
 
 
-def _observe_batch(batch: list[np.ndarray], detect: Detect, cuts: CutDetector, pads: Pads) -> list[_Scene]:
-    if not batch:
-        return []
-    scenes = []
-    for frame, faces in zip(batch, detect(batch), strict=True):
-        height, width = frame.shape[:2]
-        usable = [face for face in faces if _is_usable(_padded_box(face.box, pads, (height, width)))]
-        scenes.append(_Scene(usable, cuts.update(frame), (height, width)))
-    return scenes
-
-
-def _follow(scenes: Iterable[_Scene], face_index: int) -> Iterator[tuple[Detection | None, _Scene]]:
-    """The followed person's detection in each frame, None where there is none."""
-    last: Detection | None = None
-    missing = 0
-    chosen_before = False
-    for frame, scene in enumerate(scenes):
-        if scene.is_cut or missing > MAX_GAP:
-            last = None
-        if last is not None:
-            face = _most_overlapping(scene.faces, last)
-        else:
-            face = _choose(scene.faces, face_index)
-            if scene.faces and face is None and not chosen_before:
+def _check_index(usable: Sequence[Sequence[Detection]], face_index: int) -> None:
+    for frame, faces in enumerate(usable):
+        if faces:
+            if _choose(faces, face_index) is None:
                 raise InputError(
                     f"--face_index {face_index}: the first frame with faces (frame {frame}) has "
-                    f"{_count(len(scene.faces), 'face')}; give {_indices(len(scene.faces))}, or -1 for the best-scored"
+                    f"{_count(len(faces), 'face')}; give {_indices(len(faces))}, or -1 for the best-scored"
                 )
-        chosen_before = chosen_before or face is not None
-        missing = 0 if face is not None else missing + 1
-        last = face or last
-        yield face, scene
+            return
+
+
+def _no_face(n_frames: int, size: tuple[int, int], detection_size: int | None) -> str:
+    problem = f"no face in any of the {_count(n_frames, 'frame')} of the video"
+    side = max(size)
+    if detection_size is None or side <= detection_size:
+        return f"{problem}; give a video that shows a face, or try another --face_detector"
+    return (
+        f"{problem}, searched at {detection_size} px of their {side}; for a small face give --detection_size "
+        f"{min(side, 2 * detection_size)}, else a video that shows one or another --face_detector"
+    )
+
+
+def _follow(
+    usable: Sequence[Sequence[Detection]], is_cut: np.ndarray, face_index: int, identify: Identify | None
+) -> list[Detection | None]:
+    """The followed person's detection in each frame, None where there is none; the rules are `build_track`'s."""
+    followed: list[Detection | None] = [None] * len(usable)
+    if face_index == -1:
+        identify = None
+    looks_the_same: Callable[[Chain], bool] | None = None
+    for start, stop in pairwise([0, *np.flatnonzero(is_cut).tolist(), len(usable)]):
+        chain: Chain = {}
+        while start < stop:
+            if looks_the_same:
+                chain = _found_again(usable, start, stop, looks_the_same)
+            elif chain and face_index != -1:
+                chain = _found_again(usable, start, stop, partial(_is_at_place, chain))
+            else:
+                chain = _chosen(usable, start, stop, face_index)
+            if not chain:
+                break
+            if identify and not looks_the_same:
+                looks_the_same = _Appearance(chain, identify).is_same
+            for frame, face in chain.items():
+                followed[frame] = face
+            start = max(chain) + MAX_GAP + 2
+    return followed
+
+
+def _chosen(usable: Sequence[Sequence[Detection]], start: int, stop: int, face_index: int) -> Chain:
+    """The face with this index in the first frame that has it, followed."""
+    for frame in range(start, stop):
+        face = _choose(usable[frame], face_index)
+        if face is not None:
+            return _chain(usable, frame, face, stop)
+    return {}
+
+
+def _found_again(
+    usable: Sequence[Sequence[Detection]], start: int, stop: int, is_same: Callable[[Chain], bool]
+) -> Chain:
+    """The first chain in the frames from start to stop that is the person's. Each is asked for once."""
+    others: set[int] = set()
+    for frame in range(start, stop):
+        for face in usable[frame]:
+            if id(face) not in others:
+                chain = _chain(usable, frame, face, stop)
+                if is_same(chain):
+                    return chain
+                others.update(map(id, chain.values()))
+    return {}
+
+
+def _chain(usable: Sequence[Sequence[Detection]], frame: int, face: Detection, stop: int) -> Chain:
+    """The face and the detections that follow on it, each the most overlapping with the one before."""
+    chain = {frame: face}
+    for later in range(frame + 1, stop):
+        if later - frame > MAX_GAP + 1:
+            break
+        next_face = _most_overlapping(usable[later], face)
+        if next_face is not None:
+            chain[later] = face = next_face
+            frame = later
+    return chain
+
+
+def _is_at_place(lost: Chain, found: Chain) -> bool:
+    return _overlap(lost[max(lost)], found[min(found)]) >= MIN_OVERLAP
+
+
+class _Appearance:
+    """What the followed person looks like, and whether others look the same."""
+
+    def __init__(self, person: Chain, identify: Identify) -> None:
+        self._person = person
+        self._identify = identify
+
+    def is_same(self, chain: Chain) -> bool:
+        return float(np.linalg.norm(self._describe(chain) - self._descriptor)) < SAME_PERSON
+
+    @cached_property
+    def _descriptor(self) -> np.ndarray:
+        return self._describe(self._person)
+
+    def _describe(self, chain: Chain) -> np.ndarray:
+        return self._identify(*max(chain.items(), key=lambda item: item[1].score))
 
 
 def _choose(faces: Sequence[Detection], face_index: int) -> Detection | None:
@@ -356,17 +640,36 @@ def _interpolate(values: np.ndarray, detected: np.ndarray, wanted: np.ndarray) -
         column[wanted] = np.interp(frames[wanted], frames[detected], column[detected])
 
 
-def _padded_box(corners: Sequence[float], pads: Pads, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(y1, y2, x1, x2) of a detected box, grown by the pads and limited to the frame (REFERENCE.md: video loop)."""
-    x1, y1, x2, y2 = integer_corners(corners)
+def _mouths(corners: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
+    """float [F, 2], (x, y): the middle of the lips' landmarks where there are any, else a place in the box."""
+    x1, y1, x2, y2 = corners.T
+    mouths = np.stack([(x1 + x2) / 2, y1 + MOUTH_HEIGHT * (y2 - y1)], axis=1)
+    if landmarks is None:
+        return mouths
+    lips = landmarks[:, LIP].mean(axis=1)
+    return np.where(np.isnan(lips), mouths, lips)
+
+
+def _is_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool [F]: whether points (x, y), float [F, 2], are inside a frame of this height and width; False for NaN."""
+    return np.all((points >= 0) & (points < size[::-1]), axis=1)
+
+
+def _padded_box(corners: Corners, pads: Pads, size: tuple[int, int]) -> Box:
+    """A detected box x1, y1, x2, y2 with its corners rounded down, grown by the pads.
+
+    For a box inside the frame it is upstream's arithmetic (REFERENCE.md: video loop). Beyond the frame nothing grows,
+    but what was detected there stays.
+    """
+    x1, y1, x2, y2 = (math.floor(v) for v in corners)
     top, bottom, left, right = pads
     height, width = size
-    return max(0, y1 - top), min(height, y2 + bottom), max(0, x1 - left), min(width, x2 + right)
-
-
-def _is_usable(box: tuple[int, int, int, int]) -> bool:
-    y1, y2, x1, x2 = box
-    return min(y2 - y1, x2 - x1) >= MIN_FACE_SIDE
+    return (
+        max(y1 - top, min(y1, 0)),
+        min(y2 + bottom, max(y2, height)),
+        max(x1 - left, min(x1, 0)),
+        min(x2 + right, max(x2, width)),
+    )
 
 
 def _runs(has_face: np.ndarray, is_cut: np.ndarray) -> Iterator[list[int]]:
@@ -382,3 +685,33 @@ def _count(number: int, noun: str) -> str:
 
 def _indices(number: int) -> str:
     return "0" if number == 1 else f"0 to {number - 1}"
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+Loaded = TypeVar("Loaded")
+Arrays = Mapping[str, np.ndarray]
+
+
+def _save_arrays(path: str | Path, arrays: Arrays) -> None:
+    with replace_when_complete(Path(path)) as part, open(part, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _load_arrays(path: str | Path, what: str, build: Callable[[dict[str, Any]], Loaded]) -> Loaded:
+    """What `build` makes of an .npz file's arrays. :raises InputError: it is not `what`."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return build(dict(stored))
+    except OSError:
+        raise
+    except Exception as error:  # a foreign file makes NumPy and zipfile fail in many ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path}: not {what} ({reason}); delete the file") from error
+
+
+def _check_arrays(arrays: Arrays, expected: Mapping[str, tuple[type, tuple[int, ...]]]) -> None:
+    """:raises KeyError: an array is unknown. :raises ValueError: one is of another type or shape."""
+    for name, value in arrays.items():
+        if (value.dtype, value.shape) != expected[name]:
+            raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")

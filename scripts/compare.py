@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import _path  # noqa: F401
 from face_detection.api import DETECTORS, LIP, FaceAlignment
-from face_detection.tracks import FaceTrack, build_track
+from face_detection.tracks import FaceTrack, build_track, find_faces
 from guided_diffusion.audio_util import read_audio
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete
@@ -108,9 +108,8 @@ def mouth_boxes(video: VideoSource, n_frames: int, face_detector: str) -> np.nda
     """
     detector = FaceAlignment(face_detector)
     try:
-        track = build_track(
-            video.frames(stop=n_frames), detector.detect, batch_size=8, pads=(0, 0, 0, 0)
-        )
+        faces = find_faces(video.frames(stop=n_frames), detector.detect, batch_size=8)
+        track = build_track(faces, n_frames, pads=(0, 0, 0, 0))
     except InputError as error:
         print(f"notice: no zoom on the mouth ({error})", file=sys.stderr)
         return None

@@ -27,9 +27,10 @@ from audio.audio import load_speech, rms_envelope
 from audio.hparams import DEFAULT as HPARAMS
 from face_detection.api import DETECTORS, LIP, FaceAlignment
 from face_detection.lip_metrics import landmark_distance, mouth_opening, sync_correlation
-from face_detection.tracks import FaceTrack, build_track
+from face_detection.tracks import FaceTrack, build_track, find_faces
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import file_digest, replace_when_complete
+from guided_diffusion.tfg_data_util import visible_box
 from guided_diffusion.video_util import VideoSource, count_frames, open_video
 from post_processing import (
     box_contour,
@@ -130,8 +131,9 @@ class Clips:
             yield source, np.ascontiguousarray(result[size]), reference
 
     def box(self, index: int) -> Box | None:
-        y1, y2, x1, x2 = (int(v) for v in self.track.boxes[index])
-        return (y1, y2, x1, x2) if self.track.has_face[index] else None
+        """The visible part of the face's box: what can be measured."""
+        size = self.source.height, self.source.width
+        return visible_box(self.track.boxes[index], size) if self.track.has_face[index] else None
 
 
 def open_clips(
@@ -157,7 +159,8 @@ def open_clips(
     if max(lengths.values()) > n_frames:
         said = ", ".join(f"{path} {length}" for path, length in lengths.items())
         notes.append(f"frames at {fps:g}/s: {said}; the first {n_frames} are measured")
-    track = build_track(source.frames(stop=n_frames), detector.detect, batch_size=8, pads=(0, 0, 0, 0))
+    faces = find_faces(source.frames(stop=n_frames), detector.detect, batch_size=8)
+    track = build_track(faces, n_frames, pads=(0, 0, 0, 0))
     if not track.has_face.all():
         notes.append(f"left out: {int((~track.has_face).sum())} of {n_frames} frames without a face")
     return Clips(result, source, reference, track)

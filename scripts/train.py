@@ -34,7 +34,7 @@ from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
 from audio.hparams import DEFAULT as HPARAMS
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import FaceTrack, build_track
+from face_detection.tracks import FaceTrack, build_track, find_faces
 from guided_diffusion.dist_util import DEVICES, choose_device
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -62,7 +62,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 FPS = 25
 HIDE_PERCENTAGE = 0.5
 # what the cached files look like; raise it when that changes
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 DETECTION_BATCH = 8  # frames held at once
 # Crops are kept with an eighth of the box around it on each side, from which shifted and larger views are taken.
 MARGIN = 8
@@ -250,8 +250,8 @@ class Preparation:
         if not track_path.is_file():
             n_windows = count_windows(np.load(mel_path), FPS)
             detector = load_detector(self.face_detector, self.device, self.detection_size)
-            frames = video.frames(stop=n_windows)
-            track = build_track(frames, detector.detect, batch_size=DETECTION_BATCH, pads=(0, 0, 0, 0))
+            faces = find_faces(video.frames(stop=n_windows), detector.detect, DETECTION_BATCH)
+            track = build_track(faces, n_windows, pads=(0, 0, 0, 0), detection_size=self.detection_size)
             track.save(track_path)
         if not crops_path.is_file():
             write_crops(crops_path, video, FaceTrack.load(track_path), self.image_size)

@@ -13,7 +13,7 @@ from skimage import data
 
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import build_track
+from face_detection.tracks import build_track, find_faces, fixed_track
 from guided_diffusion.video_util import open_video
 
 FPS = 25
@@ -77,7 +77,8 @@ def test_a_video_against_itself_is_ideal(
 def spoiled(name: str, source: str) -> np.ndarray:
     """The source with a known fault in the lower half of the face's box."""
     frames = np.stack(list(open_video(source).frames()))
-    track = build_track(frames, FaceAlignment("dlib").detect, batch_size=8, pads=(0, 0, 0, 0))
+    faces = find_faces(frames, FaceAlignment("dlib").detect, batch_size=8)
+    track = build_track(faces, len(frames), pads=(0, 0, 0, 0))
     frames = frames.astype(np.float32)
     rng = np.random.default_rng(1)
     for frame, (y1, y2, x1, x2) in zip(frames, track.boxes, strict=True):
@@ -155,7 +156,7 @@ def test_frames_without_a_face_are_left_out(clip: dict[str, str], tmp_path: Path
 def test_a_mouth_is_compared_with_the_truth(clip: dict[str, str], tmp_path: Path) -> None:
     frames = list(open_video(clip["source"]).frames())
     detector = FaceAlignment("dlib")
-    track = build_track(frames, detector.detect, batch_size=8, pads=(0, 0, 0, 0))
+    track = build_track(find_faces(frames, detector.detect, batch_size=8), len(frames), pads=(0, 0, 0, 0))
     boxes = [tuple(int(v) for v in box) for box in track.boxes]
     landmarks = [detector.get_landmarks_from_image(f, b) for f, b in zip(frames, boxes, strict=True)]  # type: ignore[arg-type]
     opening = np.array([mouth_opening(points) for points in landmarks if points is not None])
@@ -196,3 +197,10 @@ def test_bad_input_is_one_line_and_status_2(
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("evaluate.py: error: ")
         assert words in line
+
+
+def test_box_beyond_the_frame_is_measured_where_it_is_visible(tmp_path: Path) -> None:
+    """The measures take slices of the frame, in which a negative corner counts from the other end."""
+    write_video(tmp_path / "v.mp4", np.zeros((2, 64, 96, 3), np.uint8), FPS)
+    video = open_video(str(tmp_path / "v.mp4"), FPS)
+    assert evaluate.Clips(video, video, None, fixed_track(2, (-5, 40, 60, 110))).box(1) == (0, 40, 60, 96)

@@ -13,12 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from face_detection.api import DETECTORS, WEIGHT_FILES, FaceAlignment, integer_corners
+from face_detection.api import (
+    DETECTORS,
+    SAME_PERSON,
+    WEIGHT_FILES,
+    Detection,
+    FaceAlignment,
+    FaceIdentity,
+    integer_corners,
+)
 from guided_diffusion.errors import InputError
+from guided_diffusion.video_util import open_video
 
 skimage_data = pytest.importorskip("skimage.data")
 pytest.importorskip("face_alignment")
 
+CLIPS = Path(__file__).parents[2] / "shared" / "clips"
 BGR_MEANS = np.array([104, 117, 123], dtype=np.float32)
 NETWORKS = tuple(name for name in DETECTORS if name != "dlib")
 
@@ -263,37 +273,88 @@ def test_missing_landmark_weights_are_named_on_first_use(weights_folder: Path, i
         aligner.get_lip_landmarks(image)
 
 
-def test_landmark_network_gets_the_given_box(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake FAN puts 68 points on the box's diagonal (the real one takes seconds on a CPU)."""
+class Heatmaps(torch.nn.Module):
+    """A stand-in for 2D-FAN, which takes seconds on a CPU: 68 heatmaps of random filters, in its list of stages."""
 
-    class Diagonal:
-        def __init__(self, _kind: object, face_detector: str, compile: bool, **_options: object) -> None:
-            assert face_detector == "sfd"
-            assert not compile
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.filters = torch.nn.Conv2d(3, 68, kernel_size=16, stride=4, padding=6)
+        self.batches: list[int] = []
 
-        def get_landmarks_from_image(self, _image: np.ndarray, detected_faces: list[list[float]]) -> list[np.ndarray]:
-            ((x1, y1, x2, y2, _score),) = detected_faces
-            return [np.linspace((x1, y1), (x2, y2), 68)]
+    def forward(self, crops: torch.Tensor) -> list[torch.Tensor]:
+        assert crops.shape[1:] == (3, 256, 256)
+        self.batches.append(len(crops))
+        heatmaps = self.filters(crops)
+        return [torch.zeros_like(heatmaps), heatmaps]
 
+
+@pytest.fixture
+def heatmaps(monkeypatch: pytest.MonkeyPatch) -> Heatmaps:
+    """The network that face-alignment's class has in place of its own, whose weights are a download."""
+    import face_alignment.utils
+
+    network = Heatmaps()
+    for compiled in ("transform_np", "_get_preds_fromhm"):  # to compile them takes ten seconds
+        monkeypatch.setattr(face_alignment.utils, compiled, getattr(face_alignment.utils, compiled).py_func)
     make_small_gpu(monkeypatch, capacity=1)
     monkeypatch.setattr("face_detection.api._weight_file", str)
-    monkeypatch.setattr("face_alignment.FaceAlignment", Diagonal)
-    aligner = FaceAlignment("sfd")
-    landmarks = aligner.get_landmarks_from_image(image, box=(10, 40, 20, 60))
+    monkeypatch.setattr("face_alignment.FaceAlignment._load_native", lambda *_args: network)
+    return network
+
+
+def package_landmarks(image: np.ndarray, corners: tuple[float, ...]) -> np.ndarray:
+    """What face-alignment's own function finds in a box (x1, y1, x2, y2), with the same stand-in for its network."""
+    import face_alignment
+
+    aligner = face_alignment.FaceAlignment(
+        face_alignment.LandmarksType.TWO_D, device="cpu", flip_input=False, face_detector="sfd", compile=False
+    )
+    return aligner.get_landmarks_from_image(image, detected_faces=[[*corners, 1.0]])[0]
+
+
+@pytest.mark.usefixtures("heatmaps")
+@pytest.mark.parametrize("box", [(10, 40, 20, 60), (-9, 31, 33, 90)])
+def test_landmarks_in_a_box_are_the_packages_own(box: tuple[int, int, int, int], image: np.ndarray) -> None:
+    y1, y2, x1, x2 = box
+    landmarks = FaceAlignment("sfd").get_landmarks_from_image(image, box)
     assert landmarks is not None
-    assert landmarks.dtype == np.float32
-    assert (landmarks[0].tolist(), landmarks[-1].tolist()) == ([20, 10], [60, 40])
-    found = aligner.get_landmarks_from_image(image)  # in the detected box: (0, 0, 9, 9)
+    assert (landmarks.dtype, landmarks.shape) == (np.float32, (68, 2))
+    assert len(np.unique(landmarks, axis=0)) > 20  # the stand-in is not blind
+    np.testing.assert_array_equal(landmarks, package_landmarks(image, (x1, y1, x2, y2)))
+
+
+@pytest.mark.usefixtures("heatmaps")
+def test_landmarks_of_a_detected_face(image: np.ndarray) -> None:
+    """The detector's fake finds (0, 0, 9, 9)."""
+    aligner = FaceAlignment("sfd")
+    expected = package_landmarks(image, (0, 0, 9, 9))
+    found = aligner.get_landmarks_from_image(image)
     assert found is not None
-    assert found[-1].tolist() == [9, 9]
-    lips = aligner.get_lip_landmarks(image)
-    assert lips is not None
-    assert lips.shape == (20, 2)
-    assert lips[-1].tolist() == [64, 48]
+    np.testing.assert_array_equal(found, expected)
     ((plain,),), ((marked,),) = aligner.detect([image]), aligner.detect([image], with_landmarks=True)
     assert plain.landmarks is None
     assert marked.landmarks is not None
-    assert (marked.box, marked.score, marked.landmarks[-1].tolist()) == (plain.box, plain.score, [9, 9])
+    assert (marked.box, marked.score) == (plain.box, plain.score)
+    np.testing.assert_array_equal(marked.landmarks, expected)
+
+
+def test_lips_of_many_crops_are_the_packages_in_one_call(heatmaps: Heatmaps) -> None:
+    rng = np.random.default_rng(0)
+    crops = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 48), (7, 64), (128, 100), (300, 260))]
+    aligner = FaceAlignment("sfd")
+    lips = aligner.lip_landmarks(crops)
+    assert heatmaps.batches == [3]
+    assert lips[1] is None
+    for crop, found in zip(crops, lips, strict=True):
+        if found is None:
+            assert aligner.get_lip_landmarks(crop) is None
+            continue
+        height, width = crop.shape[:2]
+        assert (found.dtype, found.shape) == (np.float32, (20, 2))
+        np.testing.assert_array_equal(found, package_landmarks(crop, (0, 0, width, height))[48:])
+        np.testing.assert_array_equal(found, aligner.get_lip_landmarks(crop))
+    assert aligner.lip_landmarks([]) == []
 
 
 def replace_sfd(fake: type, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +367,8 @@ def make_small_gpu(monkeypatch: pytest.MonkeyPatch, capacity: int) -> None:
     """S3FD replaced by a detector that finds an image's first pixel and cannot take more than `capacity` images."""
 
     class SmallGpu:
+        reference_scale = 195
+
         def __init__(self, device: str, verbose: bool) -> None:
             pass
 
@@ -414,3 +477,81 @@ def test_dlib_landmarks_of_a_crop_agree_with_the_detected_ones(
     assert lips is not None
     assert (lips.dtype, lips.shape) == (np.float32, (20, 2))
     assert np.linalg.norm(lips + np.array([x1, y1]) - face.landmarks[48:], axis=1).mean() < 0.02 * eyes
+
+
+# --- whose face it is
+
+
+def distance(identity: FaceIdentity, *faces: tuple[np.ndarray, Detection]) -> float:
+    one, other = (identity.describe(image, face) for image, face in faces)
+    return float(np.linalg.norm(one - other))
+
+
+def test_a_mirrored_and_darkened_face_is_the_same_persons(dlib_faces: FaceAlignment, astronaut: np.ndarray) -> None:
+    changed = np.ascontiguousarray(astronaut[:, ::-1]) // 2
+    faces = [(image, dlib_faces.detect([image])[0][0]) for image in (astronaut, changed)]
+    identity = FaceIdentity()
+    descriptor = identity.describe(*faces[0])
+    assert (descriptor.dtype, descriptor.shape) == (np.float64, (128,))
+    assert distance(identity, *faces) < SAME_PERSON
+    boxes_only = [(image, Detection(face.box, 1.0, None)) for image, face in faces]
+    assert distance(identity, *boxes_only) < SAME_PERSON
+    beside = Detection((0, 300, 150, 500), 1.0, None)  # no face at all
+    assert distance(identity, faces[0], (astronaut, beside)) > SAME_PERSON
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="needs ../shared")
+def test_four_people_are_told_apart(dlib_faces: FaceAlignment) -> None:
+    identity = FaceIdentity()
+    people = []
+    for path in sorted(CLIPS.glob("*.mp4")):
+        frames = list(open_video(str(path), 5).frames(stop=11))[::10]  # two seconds apart
+        faces = [dlib_faces.detect([frame])[0][0] for frame in frames]
+        people.append([identity.describe(*shown) for shown in zip(frames, faces, strict=True)])
+    first, later = np.array(people).swapaxes(0, 1)
+    distances = np.linalg.norm(first[:, None] - later[None], axis=2)
+    np.testing.assert_array_equal(distances < SAME_PERSON, np.eye(4, dtype=bool))
+
+
+@pytest.mark.parametrize("module", ["dlib", "face_recognition_models"])
+def test_missing_identity_network_names_flag_and_install_command(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"--face_index.*pip install dlib-bin face_recognition_models.*-1") as caught:
+        FaceIdentity()
+    assert "\n" not in str(caught.value)
+
+
+# --- what detections depend on
+
+
+def test_fingerprint_of_dlib(dlib_faces: FaceAlignment) -> None:
+    fingerprint = dlib_faces.fingerprint()
+    assert sorted(fingerprint) == ["dlib", "opencv", "shape_predictor_68_face_landmarks.dat"]
+    assert fingerprint["opencv"] == cv2.__version__
+    assert dlib_faces.fingerprint(with_landmarks=True) == fingerprint  # they come for nothing
+
+
+def test_fingerprint_changes_with_each_weight_file(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_stand_in("blazeface", weights_folder)
+    landmarks = weights_folder / "2DFAN4-11f355bf06.pth.tar"
+    landmarks.write_bytes(b"old")
+    monkeypatch.setattr(  # its hash is not the one that its name says
+        "face_detection.api._weight_file", lambda url: str(weights_folder / Path(urlparse(url).path).name)
+    )
+    aligner = FaceAlignment("blazeface")
+    plain, marked = aligner.fingerprint(), aligner.fingerprint(with_landmarks=True)
+    assert sorted(plain) == ["anchors.npy", "blazeface.pth", "face-alignment", "opencv", "torch"]
+    assert marked == {**plain, landmarks.name: marked[landmarks.name]}
+    assert len(marked) == len(plain) + 1
+    for path in (landmarks, weights_folder / "anchors.npy"):
+        path.write_bytes(b"new")
+    changed = aligner.fingerprint(with_landmarks=True)
+    assert {name for name in marked if marked[name] != changed[name]} == {landmarks.name, "anchors.npy"}
+
+
+def test_fingerprint_needs_the_landmark_weights(weights_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (weights_folder / "s3fd-619a316812.pth").touch()
+    make_small_gpu(monkeypatch, capacity=1)
+    with pytest.raises(InputError, match=r"2DFAN4-11f355bf06\.pth\.tar"):
+        FaceAlignment("sfd").fingerprint(with_landmarks=True)

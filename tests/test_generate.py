@@ -20,7 +20,7 @@ from fill import fill_
 
 import generate
 from face_detection.api import Detection
-from face_detection.tracks import build_track, voxceleb2_box
+from face_detection.tracks import build_track, find_faces, voxceleb2_box
 from generate import Options, Playback, build_stages, create_argparser, main, parse_options
 from guided_diffusion.errors import InputError
 from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
@@ -92,7 +92,8 @@ def golden_loop(small_config: dict, **flags: object) -> Loop:
     def detect(images: list[np.ndarray]) -> list[list[Detection]]:
         return [[Detection(tuple(map(float, next(boxes))), 1.0, None)] for _ in images]
 
-    track = build_track(iter(golden["frames"]), detect, batch_size=4, pads=(0, 0, 0, 0))
+    faces = find_faces(golden["frames"], detect, batch_size=4)
+    track = build_track(faces, len(golden["frames"]), pads=(0, 0, 0, 0))
     model = fill_(create_model(config)).eval().to(memory_format=torch.channels_last)
     diffusion = create_gaussian_diffusion(config, "ddim10")
     sampler = DiffusionSampler(model, diffusion, config, torch.device("cpu"), True, True, 7, 0.5)

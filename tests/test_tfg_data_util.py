@@ -10,12 +10,14 @@ from hypothesis.extra.numpy import arrays
 
 from guided_diffusion.tfg_data_util import (
     create_gradient_mask,
+    crop_box,
     lower_half_mask,
     resize_crop,
     sample_to_crops,
     sampling_noise,
     tfg_process_batch,
     to_tensor,
+    visible_box,
 )
 
 
@@ -153,3 +155,26 @@ def test_resize_takes_height_first() -> None:
     assert resized.shape == (8, 18, 3)
     assert resized[:, :6].max() == 0
     assert resized[:, 12:].min() == 200
+
+
+def test_crop_of_a_box_beyond_the_frame_continues_its_edge() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    padded = np.pad(frame, ((20, 20), (20, 20), (0, 0)), mode="edge")
+    for box in [(-3, 4, 2, 5), (2, 11, -4, 12), (-20, 26, -20, 28), (7, 9, 2, 4), (0, 6, -9, -2)]:
+        y1, y2, x1, x2 = box
+        np.testing.assert_array_equal(crop_box(frame, box), padded[y1 + 20 : y2 + 20, x1 + 20 : x2 + 20])
+    inside = crop_box(frame, (1, 6, 0, 8))
+    assert inside.base is not None
+    np.testing.assert_array_equal(inside, frame[1:6])
+
+
+@pytest.mark.parametrize(
+    ("box", "visible"),
+    [
+        ((1, 5, 2, 7), (1, 5, 2, 7)),
+        ((-3, 9, -1, 20), (0, 6, 0, 8)),
+        ((-5, -2, 10, 12), (0, 0, 8, 8)),
+    ],
+)
+def test_visible_part_of_a_box(box: tuple[int, int, int, int], visible: tuple[int, int, int, int]) -> None:
+    assert visible_box(box, (6, 8)) == visible

@@ -76,22 +76,30 @@ def resize_crop(crop: np.ndarray, height: int, width: int) -> np.ndarray:
 Slices = tuple[slice, slice]
 
 
-def inside_frame(box: Box, frame_shape: tuple[int, ...]) -> tuple[Slices, Slices]:
-    """The part of a box that lies in the frame [H, W, ...]: its rows and columns of the frame, and of the box."""
-    y1, y2, x1, x2 = box
-    top, bottom = np.clip((y1, y2), 0, frame_shape[0]).tolist()
-    left, right = np.clip((x1, x2), 0, frame_shape[1]).tolist()
-    in_box = slice(top - y1, bottom - y1), slice(left - x1, right - x1)
-    return (slice(top, bottom), slice(left, right)), in_box
+def visible_box(box: Sequence[int], size: tuple[int, ...]) -> Box:
+    """The part of a box (y1, y2, x1, x2) that is inside a frame of this (height, width, ...); empty when none is."""
+    y1, y2, x1, x2 = (int(v) for v in box)
+    height, width = size[:2]
+    return min(max(y1, 0), height), min(max(y2, 0), height), min(max(x1, 0), width), min(max(x2, 0), width)
+
+
+def inside_frame(box: Box, size: tuple[int, ...]) -> tuple[Slices, Slices]:
+    """Rows and columns of a box's part inside a frame of this (height, width, ...): of the frame, and of the box."""
+    y1, _, x1, _ = box
+    top, bottom, left, right = visible_box(box, size)
+    return (slice(top, bottom), slice(left, right)), (slice(top - y1, bottom - y1), slice(left - x1, right - x1))
 
 
 def crop_box(frame: np.ndarray, box: Box) -> np.ndarray:
-    """The box's pixels, [y2 - y1, x2 - x1, 3]: a view; beyond the frame its edge goes on."""
+    """What a box shows, uint8 [y2 - y1, x2 - x1, 3]: a view of the frame; beyond it, a copy in which its edge goes on.
+
+    :param frame: RGB uint8 [H, W, 3].
+    """
     y1, y2, x1, x2 = box
-    height, width = frame.shape[:2]
-    inside = frame[max(0, y1) : max(0, y2), max(0, x1) : max(0, x2)]
-    beyond = max(0, -y1), max(0, y2 - height), max(0, -x1), max(0, x2 - width)
-    return cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REPLICATE) if any(beyond) else inside
+    if visible_box(box, frame.shape) == box:
+        return frame[y1:y2, x1:x2]
+    rows, columns = np.arange(y1, y2).clip(0, frame.shape[0] - 1), np.arange(x1, x2).clip(0, frame.shape[1] - 1)
+    return frame[rows[:, None], columns]
 
 
 def to_tensor(crops: Sequence[np.ndarray]) -> Tensor:
