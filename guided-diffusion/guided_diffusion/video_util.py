@@ -24,7 +24,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from .audio_util import Soundtrack
 from .errors import InputError
-from .media_util import decode, open_media, seconds, url, video_stream
+from .media_util import decode, has_times, open_media, seconds, url, video_stream
 
 Order = Literal["cut", "loop", "pingpong"]
 
@@ -126,8 +126,7 @@ def open_video(path: str, video_fps: float = 25) -> VideoSource:
                 f"{path!r}: pictures of {width}x{height}, {frame.format.name}, colour matrix {frame.colorspace} "
                 "cannot be converted to RGB; convert the file to an ordinary H.264 video first"
             ) from None
-        # AVI stores no presentation times: FFmpeg reports those of decoding, wrong when B-frames are reordered.
-        is_timed = container.format.name != "avi" or not stream.codec_context.has_b_frames
+        is_timed = has_times(container, stream)
         source_fps = stream.average_rate or stream.guessed_rate or Fraction(25)
         is_image = container.format.name == "image2" or container.format.name.endswith("_pipe")
     if frame.format.is_rgb or frame.format.has_palette:
