@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
+from audio.audio import count_windows, mel_window, speech_mel
+from audio.hparams import HParams, front_end
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.tracks import FaceTrack, build_track, fixed_track, smooth_landmarks
 from guided_diffusion.dist_util import DEVICES, Ranks, choose_device, join_ranks
@@ -36,7 +37,6 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.logger import Timings, large_blocks_apart, peak_memory, versions
 from guided_diffusion.script_util import (
     FIXED_OPTIONS,
-    Checkpoint,
     FlagParser,
     ModelConfig,
     add_flag,
@@ -46,7 +46,6 @@ from guided_diffusion.script_util import (
     create_gaussian_diffusion,
     load_checkpoint,
     load_model,
-    model_config,
     option,
 )
 from guided_diffusion.store import ChunkStore, content_key, file_digest, replace_when_complete
@@ -239,15 +238,6 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
     return options, {name: value for name, value in given.items() if name not in names and value is not None}
 
 
-def check_model_flags(flags: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Flags may repeat the checkpoint's configuration, not contradict it."""
-    model_config(flags, "command line")
-    for name, value in flags.items():
-        known = getattr(checkpoint.config, name, value)
-        if value != known:
-            raise InputError(f"--{name} {value} contradicts {checkpoint.source}, which says {known}; drop the flag")
-
-
 # ------------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -338,6 +328,7 @@ class Clip:
 
     video: VideoSource
     mel: np.ndarray
+    hparams: HParams
 
     @property
     def fps(self) -> Fraction:
@@ -346,12 +337,12 @@ class Clip:
     @property
     def n_windows(self) -> int:
         """Frames that the sound suffices for."""
-        return count_windows(self.mel, self.fps)
+        return count_windows(self.mel, self.fps, self.hparams)
 
 
-def open_clip(job: Job, options: Options) -> Clip:
+def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
-    return Clip(open_video(job.video_path, options.video_fps), melspectrogram(load_speech(job.audio_path)))
+    return Clip(open_video(job.video_path, options.video_fps), speech_mel(job.audio_path, hparams)[0], hparams)
 
 
 @dataclass(frozen=True)
@@ -519,9 +510,7 @@ class SecondPass:
         stored = self.store.load(number) if self.store else None
         if stored is not None:
             return stored
-        mels = np.concatenate(
-            [mel_windows(self.clip.mel, face.index, face.index + 1, self.clip.fps) for face in faces]
-        )
+        mels = np.stack([mel_window(self.clip.mel, face.index, self.clip.fps, self.clip.hparams) for face in faces])
         crops = [face.network_crop for face in faces]
         ref_crops = crops if self._fixed_ref is None else [self._fixed_ref] * len(crops)
         with self.timings.measure("sample"):
@@ -621,8 +610,7 @@ class Tools:
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
     """Checkpoint, network, detector. :raises InputError: when one of them cannot be had."""
     device = choose_device(options.device, ranks.local_rank)
-    checkpoint = load_checkpoint(options.model_path)
-    check_model_flags(model_flags, checkpoint)
+    checkpoint = load_checkpoint(options.model_path, model_flags)
     diffusion = create_gaussian_diffusion(checkpoint.config, options.timestep_respacing)
     fp16 = options.use_fp16 and device.type == "cuda"
     if options.use_fp16 and not fp16 and ranks.rank == 0:
@@ -705,8 +693,8 @@ def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         return 0
     if ranks.size > 1 and options.work_dir is None:
         raise InputError(f"{ranks.size} processes on one video share their samples in a folder: give --work_dir")
-    clip = open_clip(job, options)
-    result = lip_sync(job, clip, options, load_tools(options, model_flags, ranks))
+    tools = load_tools(options, model_flags, ranks)
+    result = lip_sync(job, open_clip(job, options, front_end(tools.config)), options, tools)
     if options.stats and result is not None:
         write_stats(options, result)
     return 0
@@ -725,7 +713,7 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
             continue
         try:
             check_job(job, options)
-            result = lip_sync(job, open_clip(job, options), options, tools)
+            result = lip_sync(job, open_clip(job, options, front_end(tools.config)), options, tools)
             results += [result] if result else []
         except Exception as error:
             if not isinstance(error, InputError):

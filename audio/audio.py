@@ -13,7 +13,7 @@ import soxr
 from guided_diffusion.audio_util import open_sound
 from guided_diffusion.errors import InputError
 
-from .hparams import DEFAULT, HParams
+from .hparams import DEFAULT, HParams, mel_basis
 
 BLOCK_STEPS = 4096
 ENVELOPE_BAND = (1000.0, 3000.0)  # Hz
@@ -61,10 +61,10 @@ def speech_mel(path: str, hparams: HParams = DEFAULT, pad_audio: bool = False) -
 
 
 def _check_length(path: str, seconds: Fraction, hparams: HParams) -> None:
-    shortest = hparams.window_steps / hparams.mel_steps_per_sec
+    shortest = Fraction(hparams.window_steps * hparams.hop_size, hparams.sample_rate)
     if seconds < shortest:
         raise InputError(
-            f"--audio_path {path}: {float(seconds):.2f} s of sound; the network needs {shortest:g} s or more"
+            f"--audio_path {path}: {float(seconds):.2f} s of sound; the network needs {float(shortest):g} s or more"
         )
 
 
@@ -96,9 +96,7 @@ def melspectrogram(wav: np.ndarray, hparams: HParams = DEFAULT) -> np.ndarray:
 
 
 def _mel(blocks: Iterable[np.ndarray], hparams: HParams) -> np.ndarray:
-    basis = librosa.filters.mel(
-        sr=hparams.sample_rate, n_fft=hparams.n_fft, n_mels=hparams.num_mels, fmin=hparams.fmin, fmax=hparams.fmax
-    )
+    basis = mel_basis(hparams)
     # grows step by step in one piece of memory: an hour's mel is 90 MB, too much to hold twice
     steps = bytearray()
     for block in _blocks_of_steps(_emphasised(blocks, hparams.preemphasis), hparams):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import _path  # noqa: F401
 import generate
+from audio.hparams import front_end
 from face_detection.api import FaceAlignment
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
@@ -268,7 +269,7 @@ def measure_memory(video: str, audio: str) -> float:
 
     job = generate.single_job(options)
     tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, Ranks())
-    generate.lip_sync(job, generate.open_clip(job, options), options, tools)
+    generate.lip_sync(job, generate.open_clip(job, options, front_end(tools.config)), options, tools)
     return peak_memory()["rss"]
 
 

@@ -30,8 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import _path  # noqa: F401
-from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
+from audio.audio import count_windows, speech_mel
+from audio.audio import mel_window as window_of_mel
 from audio.hparams import DEFAULT as HPARAMS
+from audio.hparams import HParams, front_end
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.lip_metrics import mouth_opening
 from face_detection.tracks import FaceTrack, build_track
@@ -62,7 +64,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 FPS = 25
 HIDE_PERCENTAGE = 0.5
 # what the cached files look like; raise it when that changes
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 DETECTION_BATCH = 8  # frames held at once
 # Crops are kept with an eighth of the box around it on each side, from which shifted and larger views are taken.
 MARGIN = 8
@@ -210,9 +212,12 @@ class Clip:
     frames: np.ndarray
     mel: np.ndarray
     openings: np.ndarray
+    hparams: HParams = HPARAMS
 
     def part(self, start: int, stop: int) -> "Clip":
-        return Clip(self.crops[start:stop], self.frames[start:stop], self.mel, self.openings[start:stop])
+        return dataclasses.replace(
+            self, crops=self.crops[start:stop], frames=self.frames[start:stop], openings=self.openings[start:stop]
+        )
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Preparation:
 
     cache: Path
     image_size: int
-    audio_dim: int
+    hparams: HParams
     face_detector: str
     detection_size: int
     device: str
@@ -239,16 +244,15 @@ class Preparation:
     def prepare(self, path: str) -> tuple[Path, Path, Path]:
         clip = {"format": CACHE_FORMAT, "video": file_digest(path)}
         detection = {"detector": self.face_detector, "size": self.detection_size, **clip}
-        mel_path = self.cache / f"mel-{content_key({'audio_dim': self.audio_dim, **clip})}.npy"
+        mel_path = self.cache / f"mel-{content_key({**dataclasses.asdict(self.hparams), **clip})}.npy"
         track_path = self.cache / f"track-{content_key(detection)}.npz"
         crops_path = self.cache / f"crops-{content_key({'image_size': self.image_size, **detection})}.npy"
         if not mel_path.is_file():
-            hparams = dataclasses.replace(HPARAMS, num_mels=self.audio_dim)
             with replace_when_complete(mel_path) as part, open(part, "wb") as file:
-                np.save(file, melspectrogram(load_speech(path, hparams), hparams), allow_pickle=False)
+                np.save(file, speech_mel(path, self.hparams)[0], allow_pickle=False)
         video = open_video(path, FPS)
         if not track_path.is_file():
-            n_windows = count_windows(np.load(mel_path), FPS)
+            n_windows = count_windows(np.load(mel_path), FPS, self.hparams)
             detector = load_detector(self.face_detector, self.device, self.detection_size)
             frames = video.frames(stop=n_windows)
             track = build_track(frames, detector.detect, batch_size=DETECTION_BATCH, pads=(0, 0, 0, 0))
@@ -325,7 +329,7 @@ def prepare_clips(options: Options, config: ModelConfig) -> tuple[list[Clip], st
     if not paths:
         raise InputError(f"--data {options.data}: no video in it; looked for {', '.join(VIDEO_SUFFIXES)}")
     prepare = Preparation(
-        options.cache_dir, config.image_size, config.audio_dim, options.face_detector, options.detection_size,
+        options.cache_dir, config.image_size, front_end(config), options.face_detector, options.detection_size,
         str(choose_device(options.device)),
     )  # fmt: skip
     load_detector(prepare.face_detector, prepare.device, prepare.detection_size)  # fails here if it has to
@@ -337,7 +341,8 @@ def prepare_clips(options: Options, config: ModelConfig) -> tuple[list[Clip], st
             track = FaceTrack.load(track_file)
             frames = faces_seen(track)
             if len(frames) >= MIN_FACES:
-                clips.append(Clip(np.load(crops, mmap_mode="r"), frames, np.load(mel), openings_of(track, frames)))
+                openings = openings_of(track, frames)
+                clips.append(Clip(np.load(crops, mmap_mode="r"), frames, np.load(mel), openings, prepare.hparams))
                 names.append([crops.name, mel.name])
             else:
                 problem = f"a face in {len(frames)} frames only"
@@ -426,8 +431,7 @@ def draw_frames(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> Iter
 
 
 def mel_window(clip: Clip, index: int) -> np.ndarray:
-    frame = int(clip.frames[index])
-    return mel_windows(clip.mel, frame, frame + 1, FPS)[0]
+    return window_of_mel(clip.mel, int(clip.frames[index]), FPS, clip.hparams)
 
 
 def other_voice(mel: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -634,7 +638,7 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
     if init is not None:
         print(start_from(model, init))
     model.to(device).to(memory_format=torch.channels_last)
-    code = model.encode_audio(torch.zeros(1, config.audio_dim, 16, device=device))
+    code = model.encode_audio(torch.zeros(1, config.audio_dim, config.syncnet_mel_step_size, device=device))
     opening_head = torch.nn.Linear(code[0].numel(), OPENINGS, device=device)
     parameters = [*model.parameters(), *opening_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)

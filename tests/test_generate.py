@@ -20,6 +20,7 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
+from audio.hparams import DEFAULT, HParams
 from face_detection.api import Detection
 from face_detection.tracks import build_track
 from generate import DiffusionSampler, Options, SecondPass, create_argparser, main, parse_options, pictures
@@ -57,11 +58,12 @@ class FakeClip:
     n_windows: int
     mel: np.ndarray | None = None
     fps: Fraction = Fraction(25)
+    hparams: HParams = DEFAULT
 
 
 def golden_pass(small_config: dict, monkeypatch: pytest.MonkeyPatch, **flags: object) -> tuple[SecondPass, np.ndarray]:
     golden = np.load(DATA / "loop.npz")
-    monkeypatch.setattr(generate, "mel_windows", lambda mel, start, stop, fps: golden["mels"][start:stop])  # noqa: ARG005
+    monkeypatch.setattr(generate, "mel_window", lambda mel, frame, *_: golden["mels"][frame])  # noqa: ARG005
     config = model_config(small_config, "test")
     options = Options(
         video_path="v", audio_path="a", model_path="m", is_voxceleb2=False, sampling_seed=7, use_ddim=True, **flags
@@ -151,7 +153,7 @@ def test_a_shot_begins_where_it_is_played(
         return ((source, golden["frames"][source]) for source in sources)
 
     monkeypatch.setattr(generate, "ordered_frames", frames)
-    monkeypatch.setattr(generate, "mel_windows", lambda *_: np.zeros((1, 80, 16), np.float32))
+    monkeypatch.setattr(generate, "mel_window", lambda *_: np.zeros((80, 16), np.float32))
     clip = FakeClip(base.clip.video, n_output)
     second_pass = SecondPass(
         clip, track, base.options, base.config, lambda crops, *_: np.stack(crops), None, Timings()
