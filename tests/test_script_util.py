@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def save_safetensors(folder: Path, weights: Weights, config: dict) -> Path:
     return folder / "weights.safetensors"
 
 
-def refused(path: Path, flags: dict[str, Any] = {}) -> str:
+def refused(path: Path, flags: Mapping[str, Any] = {}) -> str:
     """The message, without the folder, of the one-line error that loading gives."""
     with pytest.raises(InputError) as caught:
         load_checkpoint(str(path), flags)
