@@ -1,15 +1,19 @@
 """Speech to the mel windows that the network hears."""
 
+import math
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import chain
 
 import librosa
 import numpy as np
 import scipy.signal
+import soxr
 
-from guided_diffusion.audio_util import read_audio
+from guided_diffusion.audio_util import open_sound
 from guided_diffusion.errors import InputError
 
-from .hparams import DEFAULT, HParams
+from .hparams import DEFAULT, HParams, mel_basis
 
 BLOCK_STEPS = 4096
 ENVELOPE_BAND = (1000.0, 3000.0)  # Hz
@@ -24,13 +28,62 @@ def load_speech(path: str, hparams: HParams = DEFAULT) -> np.ndarray:
 
     :raises InputError: when there is no sound to read, or less than one mel window of it.
     """
-    samples, rate = read_audio(path)
-    wav = librosa.resample(samples, orig_sr=rate, target_sr=hparams.sample_rate, res_type="soxr_hq")
-    shortest = hparams.window_steps / hparams.mel_steps_per_sec
-    seconds = len(wav) / hparams.sample_rate
-    if seconds < shortest:
-        raise InputError(f"--audio_path {path}: {seconds:.2f} s of sound; the network needs {shortest} s or more")
+    blocks, rate = open_sound(path)
+    wav = np.concatenate(list(_resampled(blocks, rate, hparams.sample_rate)))
+    _check_length(path, Fraction(len(wav), hparams.sample_rate), hparams)
     return wav
+
+
+def speech_mel(path: str, hparams: HParams = DEFAULT, pad_audio: bool = False) -> tuple[np.ndarray, Fraction]:
+    """`melspectrogram(load_speech(path))` to the last bit, in memory of the mel alone: 25 KB for each second.
+
+    :param pad_audio: let the mel go on for one window of silence, so that all frames until the end of the sound have
+        a window. Measured on five recordings cut at 240 places: the audio codes of the last 0.2 s are 0.34 (cut in a
+        pause) and 0.49 (in a word) from those of the uncut sound; with the last full window repeated, as Wav2Lip does,
+        0.65 and 0.68; 1 is the distance between any two codes of a recording.
+    :return: float32 [num_mels, steps] in [-max_abs_value, max_abs_value], and the length of the sound in seconds.
+    :raises InputError: as `load_speech`.
+    """
+    blocks, rate = open_sound(path)
+    n_samples = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal n_samples
+        for block in blocks:
+            n_samples += len(block)
+            yield block
+
+    silence = np.zeros(hparams.window_steps * hparams.hop_size if pad_audio else 0, np.float32)
+    mel = _mel(chain(_resampled(counted(), rate, hparams.sample_rate), [silence]), hparams)
+    seconds = Fraction(n_samples, rate)
+    _check_length(path, seconds, hparams)
+    return mel, seconds
+
+
+def _check_length(path: str, seconds: Fraction, hparams: HParams) -> None:
+    shortest = Fraction(hparams.window_steps * hparams.hop_size, hparams.sample_rate)
+    if seconds < shortest:
+        raise InputError(
+            f"--audio_path {path}: {float(seconds):.2f} s of sound; the network needs {float(shortest):g} s or more"
+        )
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
+    """Blocks of what `librosa.resample(..., res_type="soxr_hq")` makes of the whole, to the last bit."""
+    if rate == target:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="soxr_hq")
+    n_in = n_out = 0
+    for block in blocks:
+        n_in += len(block)
+        resampled = stream.resample_chunk(block)
+        n_out += len(resampled)
+        yield resampled
+    # librosa's length, rounding included
+    wanted = int(np.ceil(n_in * (float(target) / rate))) - n_out
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    yield librosa.util.fix_length(rest, size=wanted)
 
 
 def melspectrogram(wav: np.ndarray, hparams: HParams = DEFAULT) -> np.ndarray:
@@ -39,20 +92,49 @@ def melspectrogram(wav: np.ndarray, hparams: HParams = DEFAULT) -> np.ndarray:
     :param wav: float32 [n] at `hparams.sample_rate`.
     :return: float32 [num_mels, 1 + n // hop_size] in [-max_abs_value, max_abs_value].
     """
-    emphasised = scipy.signal.lfilter(np.array([1, -hparams.preemphasis], dtype=wav.dtype), [1], wav)
-    padded = np.pad(emphasised, hparams.n_fft // 2)
-    basis = librosa.filters.mel(
-        sr=hparams.sample_rate, n_fft=hparams.n_fft, n_mels=hparams.num_mels, fmin=hparams.fmin, fmax=hparams.fmax
-    )
-    steps = 1 + len(wav) // hparams.hop_size
-    mel = np.empty((hparams.num_mels, steps), dtype=np.float32)
-    # in blocks: the complex spectrogram of an hour of speech would take a gigabyte
-    for start in range(0, steps, BLOCK_STEPS):
-        stop = min(start + BLOCK_STEPS, steps)
-        block = padded[start * hparams.hop_size : (stop - 1) * hparams.hop_size + hparams.n_fft]
+    return _mel([wav], hparams)
+
+
+def _mel(blocks: Iterable[np.ndarray], hparams: HParams) -> np.ndarray:
+    basis = mel_basis(hparams)
+    # grows step by step in one piece of memory: an hour's mel is 90 MB, too much to hold twice
+    steps = bytearray()
+    for block in _blocks_of_steps(_emphasised(blocks, hparams.preemphasis), hparams):
         magnitude = np.abs(librosa.stft(block, n_fft=hparams.n_fft, hop_length=hparams.hop_size, center=False))
-        mel[:, start:stop] = _scale(basis @ magnitude, hparams)
-    return mel
+        steps += _scale(basis @ magnitude, hparams).astype(np.float32).T.tobytes()
+    return np.frombuffer(steps, np.float32).reshape(-1, hparams.num_mels).T
+
+
+def _emphasised(blocks: Iterable[np.ndarray], preemphasis: float) -> Iterator[np.ndarray]:
+    """Sound after the pre-emphasis, float64."""
+    last = np.zeros(1, np.float32)
+    for block in blocks:
+        joined = np.concatenate([last, block])
+        yield scipy.signal.lfilter(np.array([1, -preemphasis], np.float32), [1], joined)[1:]
+        last = joined[-1:]
+
+
+def _blocks_of_steps(blocks: Iterable[np.ndarray], hparams: HParams) -> Iterator[np.ndarray]:
+    """Sound with n_fft // 2 zeros at both ends, in blocks for BLOCK_STEPS steps of the STFT, the last for fewer.
+
+    The sizes are fixed because a matrix product's last bits depend on them. A block is good until the next one.
+    """
+    overlap = hparams.n_fft - hparams.hop_size
+    edge = np.zeros(hparams.n_fft // 2)
+    buffer = np.empty(BLOCK_STEPS * hparams.hop_size + overlap)
+    filled = 0
+    for block in chain([edge], blocks, [edge]):
+        while len(block):
+            n = min(len(block), len(buffer) - filled)
+            buffer[filled : filled + n] = block[:n]
+            filled, block = filled + n, block[n:]
+            if filled == len(buffer):
+                yield buffer
+                buffer[:overlap] = buffer[len(buffer) - overlap :].copy()
+                filled = overlap
+    steps = (filled - overlap) // hparams.hop_size
+    if steps:
+        yield buffer[: steps * hparams.hop_size + overlap]
 
 
 def _scale(magnitude: np.ndarray, hparams: HParams) -> np.ndarray:
@@ -80,12 +162,15 @@ def count_windows(mel: np.ndarray, fps: Fraction | float, hparams: HParams = DEF
     return frames
 
 
-def mel_windows(
-    mel: np.ndarray, start: int, stop: int, fps: Fraction | float, hparams: HParams = DEFAULT
-) -> np.ndarray:
-    """Windows of output frames start..stop-1: float32 [stop - start, num_mels, window_steps]."""
-    starts = [window_start(frame, fps, hparams) for frame in range(start, stop)]
-    return np.stack([mel[:, s : s + hparams.window_steps] for s in starts])
+def count_frames(seconds: Fraction, fps: Fraction | float) -> int:
+    """Number of frames that last as long as the sound: those that begin before its end. They need `pad_audio`."""
+    return math.ceil(seconds * Fraction(fps))
+
+
+def mel_window(mel: np.ndarray, frame: int, fps: Fraction | float, hparams: HParams = DEFAULT) -> np.ndarray:
+    """Window of output frame `frame`: float32 [num_mels, window_steps]."""
+    start = window_start(frame, fps, hparams)
+    return np.ascontiguousarray(mel[:, start : start + hparams.window_steps])
 
 
 def rms_envelope(wav: np.ndarray, sample_rate: int, n_frames: int, fps: Fraction | float) -> np.ndarray:

@@ -1,6 +1,13 @@
 """Parameters of the mel front end that the network was trained with (REFERENCE.md: Audio; Wav2Lip's front end)."""
 
+import warnings
 from dataclasses import dataclass
+
+import librosa
+import numpy as np
+
+from guided_diffusion.errors import InputError
+from guided_diffusion.script_util import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -26,3 +33,33 @@ class HParams:
 
 
 DEFAULT = HParams()
+
+
+def front_end(config: ModelConfig) -> HParams:
+    """The front end that a network of this configuration was trained with; the rest is as in Wav2Lip.
+
+    :raises InputError: when a mel band would hold nothing: too many bands, too short a spectrum or too low a rate.
+    """
+    hparams = HParams(
+        sample_rate=config.sample_rate,
+        n_fft=config.n_fft,
+        hop_size=config.hop_size,
+        num_mels=config.audio_dim,
+        window_steps=config.syncnet_mel_step_size,
+    )
+    if not mel_basis(hparams).any(axis=1).all():
+        raise InputError(
+            f"{hparams.num_mels} mel bands (audio_dim) up to {hparams.fmax:g} Hz cannot be had from {hparams.n_fft} "
+            f"samples (n_fft) at {hparams.sample_rate} Hz (sample_rate): some would be empty; give fewer bands, more "
+            "samples or a higher rate"
+        )
+    return hparams
+
+
+def mel_basis(hparams: HParams) -> np.ndarray:
+    """Weights of the mel bands over the spectrum, float32 [num_mels, 1 + n_fft // 2]."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Empty filters")  # `front_end` says it in a line
+        return librosa.filters.mel(
+            sr=hparams.sample_rate, n_fft=hparams.n_fft, n_mels=hparams.num_mels, fmin=hparams.fmin, fmax=hparams.fmax
+        )

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -235,6 +235,12 @@ class FaceIdentity:
     @cached_property
     def _landmark_finder(self) -> _Dlib:
         return _Dlib()
+
+
+@cache
+def face_identity() -> FaceIdentity:
+    """One for the whole process, loaded when first needed. :raises InputError: as `FaceIdentity`."""
+    return FaceIdentity()
 
 
 class _Networks:

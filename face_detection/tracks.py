@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -83,6 +84,15 @@ class VideoFaces:
                 "is_complete": np.array(self.is_complete),
             },
         )
+
+    @classmethod
+    def stored(cls, path: Path) -> VideoFaces | None:
+        """Reads what `save` wrote; None when there is none yet, or it was damaged: then it is to be found anew."""
+        try:
+            return cls.load(path) if path.is_file() else None
+        except InputError as error:
+            print(f"notice: {error}; the faces are looked for again", file=sys.stderr)
+            return None
 
     @classmethod
     def load(cls, path: str | Path) -> VideoFaces:

@@ -30,8 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import _path  # noqa: F401
-from audio.audio import count_windows, load_speech, mel_windows, melspectrogram
+from audio.audio import count_windows, speech_mel
+from audio.audio import mel_window as window_of_mel
 from audio.hparams import DEFAULT as HPARAMS
+from audio.hparams import HParams, front_end
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.lip_metrics import mouth_opening
 from face_detection.tracks import FaceTrack, build_track, find_faces
@@ -116,50 +118,44 @@ class Options:
     init: str | None = option(None, "fine-tune this checkpoint; model flags given besides override its own")
     steps: int | None = option(None, "train for this many steps")
     minutes: float | None = option(None, "train for this long, without validation, over all pieces of a run")
-    batch_size: int = option(16, "crops per step")
-    lr: float = option(3e-4, "highest learning rate; it falls to zero along half a cosine")
-    warmup: int = option(100, "steps until the learning rate is reached")
-    grad_clip: float = option(1.0, "limit of the gradient's norm")
-    ema_decay: float = option(0.999, "decay of the averaged weights per step; less in the first steps")
-    seed: int = option(0, "seed of weights, batches and noise")
-    augment: float = option(1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1")
-    mel_augment: float = option(1.0, "strength of the changes that make the sound that of other voices, 0 to 1")
-    noisy_share: float = option(0.0, "share of the examples that get one of the noisiest third of the diffusion steps")
-    opening_weight: float = option(
-        0.0, "weight of a second loss: whether the audio code tells how far the mouth is open; needs dlib's landmarks"
+    batch_size: int = option(16, "crops per step", within=(1, 1 << 14))
+    lr: float = option(3e-4, "highest learning rate; it falls to zero along half a cosine", within=(0, 1))
+    warmup: int = option(100, "steps until the learning rate is reached", within=(0, 1 << 30))
+    grad_clip: float = option(1.0, "limit of the gradient's norm", within=(1e-6, 1e6))
+    ema_decay: float = option(0.999, "decay of the averaged weights per step; less in the first steps", within=(0, 1))
+    seed: int = option(0, "seed of weights, batches and noise", within=(0, 1 << 62))
+    augment: float = option(
+        1.0, "strength of the changes of colour, flip, scale and place of the crops, 0 to 1", within=(0, 1)
     )
-    opening_steps: int = option(0, "first steps, which teach the audio encoder alone by --opening_weight's loss")
-    val_share: float = option(0.1, "share of the clips (of each clip, if there are few) kept for validation")
-    log_every: int = option(100, "steps between lines of the log")
-    sheet_every: int = option(500, "steps between sample sheets")
-    save_every: int = option(500, "steps between saved states")
+    mel_augment: float = option(
+        1.0, "strength of the changes that make the sound that of other voices, 0 to 1", within=(0, 1)
+    )
+    noisy_share: float = option(
+        0.0, "share of the examples that get one of the noisiest third of the diffusion steps", within=(0, 1)
+    )
+    opening_weight: float = option(
+        0.0, "weight of a second loss: whether the audio code tells how far the mouth is open; needs dlib's landmarks",
+        within=(0, 1e3),
+    )
+    opening_steps: int = option(
+        0, "first steps, which teach the audio encoder alone by --opening_weight's loss", within=(0, 1 << 30)
+    )
+    val_share: float = option(
+        0.1, "share of the clips (of each clip, if there are few) kept for validation", within=(0.01, 0.5)
+    )
+    log_every: int = option(100, "steps between lines of the log", within=(1, 1 << 30))
+    sheet_every: int = option(500, "steps between sample sheets", within=(1, 1 << 30))
+    save_every: int = option(500, "steps between saved states", within=(1, 1 << 30))
     half: bool = option(False, "store model.safetensors in float16")
     face_detector: str = option("dlib", "who finds the faces", DETECTORS)
-    detection_size: int = option(720, "faces are looked for in frames with at most this long side")
-    workers: int = option(2, "processes that crop faces")
+    detection_size: int = option(
+        720, "faces are looked for in frames with at most this long side", within=(32, 1 << 14)
+    )
+    workers: int = option(2, "processes that crop faces", within=(1, 1024))
     device: str = option("auto", "where the network is trained", DEVICES)
 
     def __post_init__(self) -> None:
-        ranges = (
-            ("batch_size", 1, 1 << 14),
-            ("lr", 0, 1),
-            ("warmup", 0, 1 << 30),
-            ("grad_clip", 1e-6, 1e6),
-            ("ema_decay", 0, 1),
-            ("seed", 0, 1 << 62),
-            ("augment", 0, 1),
-            ("mel_augment", 0, 1),
-            ("noisy_share", 0, 1),
-            ("opening_weight", 0, 1e3),
-            ("opening_steps", 0, 1 << 30),
-            ("val_share", 0.01, 0.5),
-            ("log_every", 1, 1 << 30),
-            ("sheet_every", 1, 1 << 30),
-            ("save_every", 1, 1 << 30),
-            ("detection_size", 32, 1 << 14),
-            ("workers", 1, 1024),
-        )
-        check_options(self, ranges)
+        check_options(self)
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise InputError(f"--{name} is missing: give a folder")
@@ -210,9 +206,12 @@ class Clip:
     frames: np.ndarray
     mel: np.ndarray
     openings: np.ndarray
+    hparams: HParams = HPARAMS
 
     def part(self, start: int, stop: int) -> "Clip":
-        return Clip(self.crops[start:stop], self.frames[start:stop], self.mel, self.openings[start:stop])
+        return dataclasses.replace(
+            self, crops=self.crops[start:stop], frames=self.frames[start:stop], openings=self.openings[start:stop]
+        )
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ class Preparation:
 
     cache: Path
     image_size: int
-    audio_dim: int
+    hparams: HParams
     face_detector: str
     detection_size: int
     device: str
@@ -239,16 +238,15 @@ class Preparation:
     def prepare(self, path: str) -> tuple[Path, Path, Path]:
         clip = {"format": CACHE_FORMAT, "video": file_digest(path)}
         detection = {"detector": self.face_detector, "size": self.detection_size, **clip}
-        mel_path = self.cache / f"mel-{content_key({'audio_dim': self.audio_dim, **clip})}.npy"
+        mel_path = self.cache / f"mel-{content_key({**dataclasses.asdict(self.hparams), **clip})}.npy"
         track_path = self.cache / f"track-{content_key(detection)}.npz"
         crops_path = self.cache / f"crops-{content_key({'image_size': self.image_size, **detection})}.npy"
         if not mel_path.is_file():
-            hparams = dataclasses.replace(HPARAMS, num_mels=self.audio_dim)
             with replace_when_complete(mel_path) as part, open(part, "wb") as file:
-                np.save(file, melspectrogram(load_speech(path, hparams), hparams), allow_pickle=False)
+                np.save(file, speech_mel(path, self.hparams)[0], allow_pickle=False)
         video = open_video(path, FPS)
         if not track_path.is_file():
-            n_windows = count_windows(np.load(mel_path), FPS)
+            n_windows = count_windows(np.load(mel_path), FPS, self.hparams)
             detector = load_detector(self.face_detector, self.device, self.detection_size)
             faces = find_faces(video.frames(stop=n_windows), detector.detect, DETECTION_BATCH)
             track = build_track(faces, n_windows, pads=(0, 0, 0, 0), detection_size=self.detection_size)
@@ -325,7 +323,7 @@ def prepare_clips(options: Options, config: ModelConfig) -> tuple[list[Clip], st
     if not paths:
         raise InputError(f"--data {options.data}: no video in it; looked for {', '.join(VIDEO_SUFFIXES)}")
     prepare = Preparation(
-        options.cache_dir, config.image_size, config.audio_dim, options.face_detector, options.detection_size,
+        options.cache_dir, config.image_size, front_end(config), options.face_detector, options.detection_size,
         str(choose_device(options.device)),
     )  # fmt: skip
     load_detector(prepare.face_detector, prepare.device, prepare.detection_size)  # fails here if it has to
@@ -337,7 +335,8 @@ def prepare_clips(options: Options, config: ModelConfig) -> tuple[list[Clip], st
             track = FaceTrack.load(track_file)
             frames = faces_seen(track)
             if len(frames) >= MIN_FACES:
-                clips.append(Clip(np.load(crops, mmap_mode="r"), frames, np.load(mel), openings_of(track, frames)))
+                openings = openings_of(track, frames)
+                clips.append(Clip(np.load(crops, mmap_mode="r"), frames, np.load(mel), openings, prepare.hparams))
                 names.append([crops.name, mel.name])
             else:
                 problem = f"a face in {len(frames)} frames only"
@@ -426,8 +425,7 @@ def draw_frames(clips: Sequence[Clip], n: int, rng: np.random.Generator) -> Iter
 
 
 def mel_window(clip: Clip, index: int) -> np.ndarray:
-    frame = int(clip.frames[index])
-    return mel_windows(clip.mel, frame, frame + 1, FPS)[0]
+    return window_of_mel(clip.mel, int(clip.frames[index]), FPS, clip.hparams)
 
 
 def other_voice(mel: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -634,7 +632,7 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
     if init is not None:
         print(start_from(model, init))
     model.to(device).to(memory_format=torch.channels_last)
-    code = model.encode_audio(torch.zeros(1, config.audio_dim, 16, device=device))
+    code = model.encode_audio(torch.zeros(1, config.audio_dim, config.syncnet_mel_step_size, device=device))
     opening_head = torch.nn.Linear(code[0].numel(), OPENINGS, device=device)
     parameters = [*model.parameters(), *opening_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)

@@ -1,16 +1,23 @@
 """The mel front end against numbers of the reference implementation."""
 
+import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
+import scipy.signal
 import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio import audio
+from audio.hparams import DEFAULT, front_end
 from guided_diffusion.errors import InputError
+from guided_diffusion.script_util import ModelConfig, create_model
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "audio.npz")
 
@@ -25,7 +32,9 @@ def test_windows_equal_the_reference() -> None:
     mel = GOLDEN["mel"]
     count = audio.count_windows(mel, 25)
     assert count == len(GOLDEN["windows"])
-    np.testing.assert_array_equal(audio.mel_windows(mel, 0, count, 25), GOLDEN["windows"])
+    windows = [audio.mel_window(mel, frame, 25) for frame in range(count)]
+    np.testing.assert_array_equal(windows, GOLDEN["windows"])
+    assert all(window.flags.c_contiguous for window in windows)
 
 
 def test_mel_in_blocks_equals_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +73,116 @@ def test_loading_averages_channels_and_resamples(tmp_path: Path) -> None:
 def test_less_than_one_window_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "short.wav"
     soundfile.write(path, np.zeros(1600), 16000)
-    with pytest.raises(InputError, match=r"0\.10 s of sound.*0\.2 s or more"):
-        audio.load_speech(str(path))
+    for load in (audio.load_speech, audio.speech_mel):
+        with pytest.raises(InputError, match=r"0\.10 s of sound.*0\.2 s or more"):
+            load(str(path))
+
+
+# --- in blocks, of a file
+
+
+def plain_mel(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The front end without blocks, as it was."""
+    wav = librosa.resample(samples, orig_sr=rate, target_sr=16000, res_type="soxr_hq")
+    emphasised = scipy.signal.lfilter(np.array([1, -0.97], np.float32), [1], wav)
+    magnitude = np.abs(librosa.stft(emphasised, n_fft=800, hop_length=200, pad_mode="constant"))
+    basis = librosa.filters.mel(sr=16000, n_fft=800, n_mels=80, fmin=55, fmax=7600)
+    db = 20 * np.log10(np.maximum(1e-5, basis @ magnitude)) - 20
+    return np.clip((2 * (db + 100) / 100 - 1) * 4, -4, 4).astype(np.float32)
+
+
+def save_noise(path: Path, seconds: float, rate: int) -> np.ndarray:
+    """Noise in bursts, as float32 [n], in a file."""
+    n = int(seconds * rate)
+    bursts = np.sin(np.arange(n) / rate * 40) > 0
+    noise = (np.random.default_rng(0).normal(0, 0.1, n) * bursts).astype(np.float32)
+    soundfile.write(path, noise, rate, subtype="FLOAT")
+    return noise
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000])
+def test_mel_of_a_file_is_that_of_its_whole_sound_to_the_last_bit(tmp_path: Path, rate: int) -> None:
+    noise = save_noise(tmp_path / "noise.wav", 7.77, rate)
+    wav = librosa.resample(noise, orig_sr=rate, target_sr=16000, res_type="soxr_hq")
+    mel, seconds = audio.speech_mel(str(tmp_path / "noise.wav"))
+    assert np.array_equal(audio.load_speech(str(tmp_path / "noise.wav")), wav)
+    assert np.array_equal(mel, plain_mel(noise, rate))
+    assert mel.dtype == np.float32
+    assert seconds == Fraction(len(noise), rate)
+
+
+@pytest.mark.parametrize("hop_size", [200, 160])
+@pytest.mark.parametrize("samples", [31 * 200, 32 * 200 - 1, 32 * 200, 33 * 200])
+def test_last_block_of_steps(samples: int, hop_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At and around the end of a block of 32 steps."""
+    wav = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    hparams = replace(DEFAULT, hop_size=hop_size)
+    whole = audio.melspectrogram(wav, hparams)
+    monkeypatch.setattr(audio, "BLOCK_STEPS", 32)
+    np.testing.assert_allclose(audio.melspectrogram(wav, hparams), whole, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the mel: 3 MB for these 2 minutes, whose sound is 8 MB; held at once it took 25 MB a minute."""
+    save_noise(tmp_path / "noise.wav", 120, 16000)
+    monkeypatch.setattr(audio, "BLOCK_STEPS", 128)
+    tracemalloc.start()
+    mel, _ = audio.speech_mel(str(tmp_path / "noise.wav"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mel.nbytes == 80 * 4 * (1 + 120 * 80)
+    assert peak < mel.nbytes * 9 / 8 + 4e6
+
+
+# --- the end of the sound
+
+
+@pytest.mark.parametrize("fps", [25, 30, Fraction(30000, 1001), 12, 60])
+@pytest.mark.parametrize("n", [3200, 16000, 16001, 20000, 23456])
+def test_padded_sound_has_a_window_for_every_frame_until_its_end(tmp_path: Path, n: int, fps: Fraction | int) -> None:
+    soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).normal(0, 0.1, n), 16000)
+    mel, seconds = audio.speech_mel(str(tmp_path / "in.wav"))
+    padded, same_seconds = audio.speech_mel(str(tmp_path / "in.wav"), pad_audio=True)
+    frames = audio.count_frames(seconds, fps)
+    assert same_seconds == seconds == Fraction(n, 16000)
+    assert (frames - 1) / Fraction(fps) < seconds <= frames / Fraction(fps)
+    assert audio.count_windows(mel, fps) <= frames <= audio.count_windows(padded, fps)
+    assert np.array_equal(padded[:, : n // 200 - 1], mel[:, : n // 200 - 1])
+    assert (padded[:, n // 200 + 4 :] == -4).all()
+
+
+def test_a_frame_more_is_for_a_rest_of_sound_only() -> None:
+    assert audio.count_frames(Fraction(2), 25) == 50
+    assert audio.count_frames(Fraction(88201, 44100), 25) == 51
+
+
+# --- the checkpoint's front end
+
+
+def test_front_end_of_the_papers_configuration_is_the_default() -> None:
+    assert front_end(ModelConfig()) == DEFAULT
+
+
+def test_front_end_comes_with_the_checkpoint(speech: Path) -> None:
+    config = ModelConfig(audio_dim=128, sample_rate=22050, n_fft=1024, hop_size=256, syncnet_mel_step_size=18)
+    hparams = front_end(config)
+    mel, seconds = audio.speech_mel(str(speech), hparams)
+    assert mel.shape == (128, 1 + 22050 // 256)
+    assert seconds == 1
+    assert hparams.mel_steps_per_sec == config.mel_steps_per_sec == 22050 / 256
+    window = audio.mel_window(mel, 10, 25, hparams)
+    assert np.array_equal(window, mel[:, int(9 * 22050 / 256 / 25) :][:, :18])
+    assert len(create_model(replace(config, num_channels=64)).encode_audio(torch.from_numpy(window[None]))) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"audio_dim": 1024}, {"n_fft": 100, "hop_size": 50}, {"sample_rate": 8000}, {"sample_rate": 1}]
+)
+def test_front_ends_with_empty_bands_are_refused(options: dict[str, int], recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(InputError, match="some would be empty") as info:
+        front_end(ModelConfig(**options))
+    assert "\n" not in str(info.value)
+    assert not recwarn
 
 
 # --- loudness at the video's frames

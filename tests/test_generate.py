@@ -19,9 +19,11 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
+from face_detection import playback
 from face_detection.api import Detection
+from face_detection.playback import Playback
 from face_detection.tracks import build_track, find_faces, voxceleb2_box
-from generate import Options, Playback, build_stages, create_argparser, main, parse_options
+from generate import Options, build_stages, create_argparser, main, parse_options
 from guided_diffusion.errors import InputError
 from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
@@ -65,7 +67,10 @@ class Loop:
     def items(self, batch_size: int = 10) -> Iterator[Item]:
         batches = plan_batches(self.playback.n_output, batch_size, self.playback.shot_starts)
         shown = self.playback.items(0, self.playback.n_output)
-        return generate_crops(shown, batches, self.sampler, self.mels.__getitem__, self.playback.reference())
+        return generate_crops(shown, batches, self.sampler, self.mels.__getitem__, self.reference())
+
+    def reference(self) -> np.ndarray | None:
+        return self.playback.reference(self.options.sampling_ref_type, self.options.sampling_seed)
 
     def pictures(self, stages: Stages | None = None) -> list[np.ndarray]:
         items = self.items()
@@ -75,8 +80,9 @@ class Loop:
 
     def changed(self, **track: np.ndarray | None) -> "Loop":
         """With other values in the track."""
+        before = self.playback
         playback = Playback(
-            self.playback.video, replace(self.playback.track, **track), self.playback.n_output, self.options
+            before.video, replace(before.track, **track), before.n_output, before.order, before.is_frozen
         )
         return replace(self, playback=playback)
 
@@ -97,8 +103,9 @@ def golden_loop(small_config: dict, **flags: object) -> Loop:
     model = fill_(create_model(config)).eval().to(memory_format=torch.channels_last)
     diffusion = create_gaussian_diffusion(config, "ddim10")
     sampler = DiffusionSampler(model, diffusion, config, torch.device("cpu"), True, True, 7, 0.5)
-    playback = Playback(FakeVideo(golden["frames"]), track, len(golden["frames"]), options)
-    return Loop(golden["frames"], playback, options, sampler, golden["mels"], golden)
+    is_frozen = options.sampling_input_type == "first_frame"
+    played = Playback(FakeVideo(golden["frames"]), track, len(golden["frames"]), options.audio_longer, is_frozen)
+    return Loop(golden["frames"], played, options, sampler, golden["mels"], golden)
 
 
 def black(batch: SampleBatch) -> np.ndarray:
@@ -150,7 +157,7 @@ def test_frames_without_a_face_pass_through(small_config: dict) -> None:
         assert (picture == loop.frames[index]).all() == (index in (0, 5))
     # the reference is then the first crop that there is
     y1, y2, x1, x2 = loop.playback.track.boxes[1]
-    np.testing.assert_array_equal(loop.playback.reference(), loop.frames[1][y1:y2, x1:x2])
+    np.testing.assert_array_equal(loop.reference(), loop.frames[1][y1:y2, x1:x2])
 
 
 @pytest.mark.parametrize(
@@ -168,17 +175,17 @@ def test_a_shot_begins_where_it_is_played(
         sources = (source_index(i, n_source, order) for i in range(start, stop))
         return ((source, base.frames[source]) for source in sources)
 
-    monkeypatch.setattr(generate, "ordered_frames", frames)
+    monkeypatch.setattr(playback, "ordered_frames", frames)
     track = replace(base.playback.track, is_cut=np.arange(13) == 4)
-    playback = Playback(base.playback.video, track, n_output, base.options)
-    assert playback.shot_starts == shots_begin
+    played = Playback(base.playback.video, track, n_output, order)
+    assert played.shot_starts == shots_begin
     batches = []
 
     def note(batch: SampleBatch) -> np.ndarray:
         batches.append([face.index for face in batch.faces])
         return black(batch)
 
-    loop = replace(base, playback=playback, sampler=note, mels=np.zeros((30, 80, 16), np.float32))
+    loop = replace(base, playback=played, sampler=note, mels=np.zeros((30, 80, 16), np.float32))
     items = list(loop.items(batch_size=10))
     assert [item.face.index for item in items if item.face and item.face.is_cut] == shots_begin
     assert all(set(batch[1:]).isdisjoint(shots_begin) for batch in batches)
@@ -328,7 +335,7 @@ def test_booleans(text: str) -> None:
         (["--sampling_seed", "x"], "invalid int value: 'x'"),
         (["--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),
         (["--out_path", "result.gif"], ".mp4"),
-        (["--video_path", "nothing.mp4"], "nothing.mp4: no such file"),
+        (["--video_path", "nothing.mp4"], "--video_path 'nothing.mp4' does not exist"),
         (["--model_path", "nothing.pt"], "nothing.pt: no such file"),
         (["--generate_from_filelist", "1", "--filelist", "nothing.txt"], "nothing.txt"),
     ],
@@ -448,7 +455,7 @@ def test_filelist_reports_a_bad_line_and_goes_on(
     assert main(filelist) == 1
     said = capsys.readouterr()
     assert "3 lines: 2 made, 0 existed, 1 failed" in said.out
-    assert "missing.mp4: no such file" in said.err
+    assert "missing.mp4' does not exist" in said.err
     results = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert results == RESULTS
     before = {name: (tmp_path / "results" / name).stat().st_mtime_ns for name in RESULTS}

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ def save_safetensors(folder: Path, weights: Weights, config: dict) -> Path:
     return folder / "weights.safetensors"
 
 
-def refused(path: Path) -> str:
+def refused(path: Path, flags: Mapping[str, Any] = {}) -> str:
     """The message, without the folder, of the one-line error that loading gives."""
     with pytest.raises(InputError) as caught:
-        load_checkpoint(str(path))
+        load_checkpoint(str(path), flags)
     message = str(caught.value)
     assert "\n" not in message
     assert path.stem in message
@@ -144,6 +144,39 @@ def test_bare_weights_mean_the_papers_configuration(weights: Weights, tmp_path: 
     message = refused(save_bare(tmp_path, weights, None))
     assert "time_embed.0.weight is (128, 32) in the file but (512, 128) by the paper's configuration" in message
     assert "there is no weights.json beside it" in message
+
+
+def test_flags_are_the_configuration_of_bare_weights(weights: Weights, small_config: dict, tmp_path: Path) -> None:
+    """As upstream's scripts pass them all; they were refused as not the paper's."""
+    flags = {**small_config, "mel_steps_per_sec": 80.0, "syncnet_T": 5}
+    loaded = load_checkpoint(str(save_bare(tmp_path, weights, None)), flags)
+    assert loaded.config == model_config(small_config, "test")
+    assert "the flags and the paper's configuration" in loaded.source
+
+
+def test_flags_that_do_not_fit_bare_weights(weights: Weights, small_config: dict, tmp_path: Path) -> None:
+    path = save_bare(tmp_path, weights, None)
+    message = refused(path, {**small_config, "num_channels": 64})
+    assert "time_embed.0.weight is (128, 32) in the file but (256, 64) by the flags and the paper's" in message
+    with pytest.raises(InputError, match=r"^command line: image_size is 100; choose from"):
+        load_checkpoint(str(path), {"image_size": 100})
+
+
+@pytest.mark.parametrize("save", [save_bare, save_embedded, save_safetensors])
+def test_flags_may_repeat_a_checkpoints_configuration_not_contradict_it(
+    save: Callable[[Path, Weights, dict], Path], weights: Weights, small_config: dict, tmp_path: Path
+) -> None:
+    path = save(tmp_path, weights, small_config)
+    load_checkpoint(str(path), small_config)
+    load_checkpoint(str(path), {"image_size": 64, "mel_steps_per_sec": 80.0, "class_cond": False})
+    for flags, words in (
+        ({"num_channels": 64}, "--num_channels 64 contradicts the configuration in"),
+        ({"hop_size": 160}, "--hop_size 160 contradicts the configuration in"),
+        ({"mel_steps_per_sec": 100.0}, "which says 80.0; drop the flag"),
+    ):
+        assert words in refused(path, flags)
+    with pytest.raises(InputError, match=r"^command line: class_cond is True; only False is supported"):
+        load_checkpoint(str(path), {"class_cond": True})
 
 
 @pytest.mark.parametrize(
@@ -271,6 +304,16 @@ def test_safetensors_metadata_that_is_no_json_object(weights: Weights, tmp_path:
         ({"num_head_channels": -1, "num_heads": 0}, "num_heads is 0; it must divide"),
         ({"num_head_channels": -1, "num_heads_upsample": 3}, "num_heads_upsample is 3; it must divide"),
         ({"image_size": 512, "audio_as_style": False}, "audio_as_style is False at image_size 512"),
+        ({"audio_dim": 10**6}, "audio_dim is 1000000; it must be from 1 to 1024"),
+        ({"sample_rate": 0}, "sample_rate is 0; it must be from 1 to 192000"),
+        ({"n_fft": 10**9}, "n_fft is 1000000000; it must be from 1 to 65536"),
+        ({"n_fft": 801}, "n_fft is 801; it must be even"),
+        ({"hop_size": 0}, "hop_size is 0; it must be from 1 to n_fft, 800"),
+        ({"hop_size": 801}, "hop_size is 801; it must be from 1 to n_fft, 800"),
+        ({"syncnet_mel_step_size": 10**6}, "syncnet_mel_step_size is 1000000; it must be from 1 to 1024"),
+        ({"syncnet_mel_step_size": 1}, "syncnet_mel_step_size is 1; the network halves"),
+        ({"syncnet_mel_step_size": 18, "audio_as_style": False}, "without audio_as_style it is 16"),
+        ({"mel_steps_per_sec": 100.0}, "mel_steps_per_sec is 100.0; sample_rate 16000 / hop_size 200 makes it 80"),
     ],
 )  # fmt: skip
 def test_options_that_are_refused(options: dict[str, Any], words: str) -> None:
@@ -291,7 +334,7 @@ def test_options_of_a_refused_sidecar_name_it(weights: Weights, small_config: di
     "options",
     [
         {"use_fp16": True, "use_kl": False, "sample_rate": 16000, "audio_encoder_kwargs": {}},
-        {"audio_encoder_kwargs": "{}", "mel_steps_per_sec": 80.0},
+        {"audio_encoder_kwargs": "{}", "mel_steps_per_sec": 80.0, "n_fft": 800, "hop_size": 200},
         {"num_head_channels": -1, "num_heads": 4, "num_heads_upsample": -1},
         {"dropout": 0},
     ],

@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 
-PACKAGES = ("torch", "numpy", "opencv-python", "av", "librosa", "scipy", "face-alignment", "dlib-bin", "safetensors")
+PACKAGES = (
+    "torch", "numpy", "opencv-python", "av", "pillow", "librosa", "soxr", "scipy", "face-alignment", "dlib-bin",
+    "face_recognition_models", "safetensors",
+)  # fmt: skip
 
 
 class Timings:

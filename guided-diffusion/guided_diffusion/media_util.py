@@ -154,5 +154,23 @@ def pillow_frames(path: str) -> Iterator[av.VideoFrame]:
             yield frame
 
 
-def seconds(frame: av.VideoFrame) -> Fraction | None:
+def has_times(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """AVI stores no presentation times: FFmpeg reports those of decoding, wrong when B-frames are reordered."""
+    return container.format.name != "avi" or not stream.codec_context.has_b_frames
+
+
+def first_picture_time(path: str) -> Fraction | None:
+    """Seconds in the file of the first picture that decodes; None for a file without pictures."""
+    with open_media(path) as container:
+        try:
+            stream = video_stream(container, path)
+        except InputError:
+            return None
+        frame = next(decode(container.demux(stream)), None)
+        if frame is None or has_times(container, stream):
+            return None if frame is None else seconds(frame)
+        return Fraction(0)  # where every stream of an AVI starts
+
+
+def seconds(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
     return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,16 @@ CHANNEL_MULT = {
 }
 
 # Far beyond any trained network: a foreign configuration must not fill the memory before its shapes are compared.
-LARGEST = {"num_channels": 4096, "num_res_blocks": 64, "nframes": 10000, "audio_dim": 1024, "diffusion_steps": 100000}
+LARGEST = {
+    "num_channels": 4096,
+    "num_res_blocks": 64,
+    "nframes": 10000,
+    "audio_dim": 1024,
+    "sample_rate": 192000,
+    "n_fft": 1 << 16,
+    "syncnet_mel_step_size": 1024,
+    "diffusion_steps": 100000,
+}
 
 # Upstream's options with one supported value: the others never ran, or concern training only.
 FIXED_OPTIONS: dict[str, bool | int | float | str] = {
@@ -36,10 +45,7 @@ FIXED_OPTIONS: dict[str, bool | int | float | str] = {
     "audio_as_style_encoder_mlp": False,
     "audio_encoder_kwargs": "{}",
     "syncnet_T": 5,
-    "syncnet_mel_step_size": 16,
     "audio_frames_per_video": 16,
-    "sample_rate": 16000,
-    "mel_steps_per_sec": 80.0,
     "use_checkpoint": False,
     "use_kl": False,
     "rescale_learned_sigmas": False,
@@ -50,23 +56,34 @@ FIXED_OPTIONS: dict[str, bool | int | float | str] = {
 # ------------------------------------------------------------------------------------------------- options and flags
 
 
-def option(default: Any, help: str, choices: Sequence[str] = (), **metadata: Any) -> Any:
-    """A field of an option dataclass, for `check_options` and `add_flags`."""
-    return field(default=default, metadata={"help": help, "choices": choices, **metadata})
+def option(
+    default: Any, help: str, choices: Sequence[str] = (), within: tuple[float, float] | None = None, **metadata: Any
+) -> Any:
+    """A field of an option dataclass, for `check_options` and `add_flags`.
+
+    :param within: the lowest and the highest value of a number.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "within": within, **metadata})
 
 
-def check_options(options: Any, ranges: Iterable[tuple[str, float, float]]) -> None:
-    """Check an option dataclass against its choices, and the (name, lowest, highest) of its numbers.
+Rule = tuple[Callable[[Any], bool], str]
+"""Whether options contradict each other, and what to say then, with options' names in braces for their values."""
+
+
+def check_options(options: Any, rules: Iterable[Rule] = ()) -> None:
+    """Check each value of an option dataclass against what is allowed, then all of them against the rules.
 
     :raises InputError: naming the first value that is not allowed, and what is.
     """
     for f in dataclasses.fields(options):
-        choices, value = f.metadata["choices"], getattr(options, f.name)
+        choices, within, value = f.metadata["choices"], f.metadata["within"], getattr(options, f.name)
         if choices and value not in choices:
             raise InputError(f"--{f.name} {value}: choose from {', '.join(choices)}")
-    for name, low, high in ranges:
-        if not low <= getattr(options, name) <= high:
-            raise InputError(f"--{name} {getattr(options, name)}: give a value from {low} to {high}")
+        if within and not within[0] <= value <= within[1]:
+            raise InputError(f"--{f.name} {value}: give a value from {within[0]} to {within[1]}")
+    for is_wrong, message in rules:
+        if is_wrong(options):
+            raise InputError(message.format(**vars(options)))
 
 
 def parse_bool(text: str) -> bool:
@@ -101,11 +118,19 @@ def add_flags(group: Any, options: type) -> None:
         add_flag(group, f.name, type_, f.default, f"{f.metadata['help']}{choices}; default {f.default!r}")
 
 
+def add_fixed_flags(parser: argparse.ArgumentParser) -> None:
+    """Upstream's flags with one supported value, None where they are not given."""
+    group = parser.add_argument_group("accepted for upstream's scripts, with this value only")
+    for name, value in FIXED_OPTIONS.items():
+        add_flag(group, name, type(value), None, str(value))
+
+
 def add_model_flags(parser: argparse.ArgumentParser, title: str) -> None:
-    """A flag for every field of ModelConfig, None where it is not given."""
+    """A flag for every field of ModelConfig and for upstream's name of their quotient, None where it is not given."""
     group = parser.add_argument_group(title)
     for f in dataclasses.fields(ModelConfig):
         add_flag(group, f.name, f.type, None, f.metadata["help"])  # type: ignore[arg-type]
+    add_flag(group, "mel_steps_per_sec", float, None, "sample_rate / hop_size")
 
 
 # ------------------------------------------------------------------------------------------------ model and diffusion
@@ -133,6 +158,10 @@ class ModelConfig:
     nframes: int = option(5, "frames per sample; batches have sampling_batch_size * nframes frames")
     audio_as_style: bool = option(True, "add the audio code to the timestep embedding")
     audio_dim: int = option(80, "mel bands")
+    sample_rate: int = option(16000, "rate of the sound that the network hears, in Hz")
+    n_fft: int = option(800, "samples of a mel spectrogram's step")
+    hop_size: int = option(200, "samples from one step to the next")
+    syncnet_mel_step_size: int = option(16, "steps of a mel window")
     diffusion_steps: int = option(1000, "steps of the training process")
     noise_schedule: str = option("linear", "linear or cosine")
     predict_xstart: bool = option(False, "the network predicts x_0, not epsilon")
@@ -158,6 +187,14 @@ class ModelConfig:
             raise InputError(f"dropout is {self.dropout}; it must be from 0 to 1")
         if self.nrefer != int(self.use_ref):
             raise InputError(f"nrefer is {self.nrefer} with use_ref {self.use_ref}; there is one reference or none")
+        if self.n_fft % 2:
+            raise InputError(f"n_fft is {self.n_fft}; it must be even")
+        if not 1 <= self.hop_size <= self.n_fft:
+            raise InputError(f"hop_size is {self.hop_size}; it must be from 1 to n_fft, {self.n_fft}")
+        if self.syncnet_mel_step_size == 1:
+            raise InputError("syncnet_mel_step_size is 1; the network halves a mel window, so it must be 2 or more")
+        if not self.audio_as_style and self.syncnet_mel_step_size != 16:
+            raise InputError(f"syncnet_mel_step_size is {self.syncnet_mel_step_size}; without audio_as_style it is 16")
         if not self.audio_as_style and self.image_size != 2 ** (len(CHANNEL_MULT[self.image_size]) + 2):
             raise InputError(f"audio_as_style is False at image_size {self.image_size}; that needs an 8 x 8 bottom")
         self._check_heads()
@@ -171,6 +208,10 @@ class ModelConfig:
             for channels in (self.num_channels * mults[level] for level in sorted(levels)):
                 if not (value >= 1 and channels % value == 0) and (name, value) != ("num_heads_upsample", -1):
                     raise InputError(f"{name} is {value}; it must divide the {channels} channels where attention is")
+
+    @property
+    def mel_steps_per_sec(self) -> float:
+        return self.sample_rate / self.hop_size
 
     @property
     def attention_ds(self) -> tuple[int, ...]:
@@ -199,12 +240,17 @@ def model_config(options: Mapping[str, Any], source: str) -> ModelConfig:
         elif name in FIXED_OPTIONS:
             if value != FIXED_OPTIONS[name] and not (name == "audio_encoder_kwargs" and value == {}):
                 raise InputError(f"{source}: {name} is {value!r}; only {FIXED_OPTIONS[name]!r} is supported")
-        elif name != "use_fp16":  # how to run, not what the network is
+        elif name not in ("use_fp16", "mel_steps_per_sec"):  # how to run; known from other options
             raise InputError(f"{source}: unknown option {name!r}; known are {', '.join(sorted(known))}")
     try:
-        return ModelConfig(**given)
+        config = ModelConfig(**given)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    steps = options.get("mel_steps_per_sec", config.mel_steps_per_sec)
+    if steps != config.mel_steps_per_sec:
+        quotient = f"sample_rate {config.sample_rate} / hop_size {config.hop_size}"
+        raise InputError(f"{source}: mel_steps_per_sec is {steps}; {quotient} makes it {config.mel_steps_per_sec:g}")
+    return config
 
 
 def create_model(config: ModelConfig) -> TFGModel:
@@ -257,14 +303,17 @@ class Checkpoint:
     source: str
 
 
-def load_checkpoint(path: str) -> Checkpoint:
+def load_checkpoint(path: str, flags: Mapping[str, Any] = {}) -> Checkpoint:
     """Read a checkpoint and check its tensors' names and shapes against its configuration.
 
     Formats: `.safetensors` with the configuration as JSON under "config" in its metadata; a file of `torch.save` with
     a bare state dict, or with {"config": ..., "state_dict": ...}. Without an embedded configuration a JSON file of the
-    same name beside it counts, and without that the paper's values (the released checkpoint is a bare state dict).
+    same name beside it counts, and without that the flags, and the paper's values for flags that are not given (the
+    released checkpoint is a bare state dict; upstream's scripts pass all flags).
 
-    :raises InputError: for a missing, truncated or foreign file, or the first tensor that does not fit.
+    :param flags: the network's own flags that were given: a checkpoint's own configuration they may repeat only.
+    :raises InputError: for a missing, truncated or foreign file, the first flag that contradicts the configuration or
+        is not supported, or the first tensor that does not fit.
     """
     file = Path(path)
     if not file.is_file():
@@ -273,14 +322,14 @@ def load_checkpoint(path: str) -> Checkpoint:
     sidecar = file.with_suffix(".json")
     if embedded is not None:
         source = f"the configuration inside {file.name}"
-        options = embedded
+        config = _repeated(flags, model_config(embedded, source), source)
     elif sidecar.is_file():
         source = f"the configuration in {sidecar}"
-        options = _read_json(sidecar.read_bytes(), source)
+        config = _repeated(flags, model_config(_read_json(sidecar.read_bytes(), source), source), source)
     else:
-        source = f"the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it)"
-        options = {}
-    config = model_config(options, source)
+        given = "the flags and " if flags else ""
+        source = f"{given}the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it)"
+        config = model_config(flags, "command line")
     _check_shapes(state_dict, config, path, source)
     return Checkpoint(config, state_dict, source)
 
@@ -352,6 +401,15 @@ def _read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"--model_path {file}: holds no state dict (a mapping of names to tensors)")
     return {str(name): tensor.float() for name, tensor in content.items()}, config
+
+
+def _repeated(flags: Mapping[str, Any], config: ModelConfig, source: str) -> ModelConfig:
+    """The checkpoint's own configuration: flags may repeat it, not contradict it."""
+    for name, value in flags.items():
+        known = getattr(config, name, value)
+        if value != known:
+            raise InputError(f"--{name} {value} contradicts {source}, which says {known}; drop the flag")
+    return model_config({**dataclasses.asdict(config), **flags}, "command line")
 
 
 def _check_shapes(state_dict: Mapping[str, Tensor], config: ModelConfig, path: str, source: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import InputError
+
 HASH_BLOCK = 1 << 20
 
 
@@ -43,8 +45,9 @@ class ChunkStore:
             return None
         try:
             return np.load(path, allow_pickle=False)
-        except (EOFError, OSError, ValueError):  # cut short by a power loss: sampled again
+        except (EOFError, OSError, ValueError):  # by a power loss, say
             print(f"notice: {path} is damaged; its batch is sampled again", file=sys.stderr)
+            path.unlink(missing_ok=True)
             return None
 
     def save(self, batch: int, crops: np.ndarray) -> None:
@@ -54,6 +57,19 @@ class ChunkStore:
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"{batch:06d}.npy"
+
+
+def writable_folder(path: str) -> str:
+    """The folder that exists already on the way to `path`, which is a folder or is to become one.
+
+    :raises InputError: when it is no folder that may be written to.
+    """
+    folder = os.path.abspath(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder!r} is not a folder that you may write to")
+    return folder
 
 
 @contextmanager

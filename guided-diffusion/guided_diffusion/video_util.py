@@ -26,6 +26,7 @@ from .audio_util import Soundtrack
 from .errors import InputError
 from .media_util import (
     decode,
+    has_times,
     is_for_pillow,
     open_media,
     pillow_frames,
@@ -35,7 +36,7 @@ from .media_util import (
     video_stream,
 )
 from .picture_util import HDR_TRANSFERS, Orientation, deinterlaced, is_transparent, orientation, to_rgb
-from .store import replace_when_complete
+from .store import replace_when_complete, writable_folder
 
 Order = Literal["cut", "loop", "pingpong"]
 
@@ -44,6 +45,7 @@ X264_PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
 )  # fmt: skip
 X264_MAX_SIDE = 16384
+_ORIGINAL = "the source's frames, by lip-sync with Diff2Lip"  # what such a file says of itself
 BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
 
 # see _EXACT in picture_util.py
@@ -174,8 +176,7 @@ def open_video(path: str, video_fps: float = 25) -> VideoSource:
                 f"{path!r}: pictures of {width}x{height}, {frame.format.name}, colour matrix {frame.colorspace} "
                 "cannot be converted to RGB; convert the file to an ordinary H.264 video first"
             ) from None
-        # AVI stores no presentation times: FFmpeg reports those of decoding, wrong when B-frames are reordered.
-        is_timed = container.format.name != "avi" or stream is None or not stream.codec_context.has_b_frames
+        is_timed = stream is None or has_times(container, stream)
         source_fps = (stream and (stream.average_rate or stream.guessed_rate)) or _rate_of(frame)
         is_one_picture = container.format.name == "image2" or container.format.name.endswith("_pipe")
         is_image = second is None or (stream is not None and is_one_picture)
@@ -256,17 +257,25 @@ def check_target(path: str) -> None:
         raise InputError(f"{path!r} cannot be written: it is a folder; name a file")
     if os.path.exists(target) and not os.path.isfile(target):
         raise InputError(f"{path!r} cannot be written: it is a pipe or device; name a file")
-    folder = os.path.dirname(target)
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{path!r} cannot be written: {folder!r} is not a folder that you may write to")
+    try:
+        folder = writable_folder(os.path.dirname(target))
+    except InputError as error:
+        raise InputError(f"{path!r} cannot be written: {error}") from None
     longest = os.pathconf(folder, "PC_NAME_MAX")
     for name in os.path.relpath(target, folder).split(os.sep):
         if len(os.fsencode(name)) > longest:
             raise InputError(
                 f"{path!r} cannot be written: {name!r} has {len(os.fsencode(name))} bytes; give at most {longest}"
             )
+
+
+def is_original(path: str) -> bool:
+    """Whether the file is one that VideoWriter wrote with `is_original`."""
+    try:
+        with open_media(path) as container:
+            return _ORIGINAL in container.metadata.values()  # the key's case depends on the container
+    except InputError:
+        return False
 
 
 def check_size(width: int, height: int) -> None:
@@ -287,6 +296,7 @@ class VideoWriter:
     source: the VideoSource whose size and colour tags to keep, or (width, height), which is tagged BT.709.
     fps: frames per second. crf: x264's quality, 0 (lossless but for the halved chroma) to 51.
     preset: one of X264_PRESETS, from fast and large to slow and small.
+    is_original: the file says of itself that it shows the source's frames (see `is_original`).
     Raises InputError for a target that cannot be written, a size that H.264 cannot have, for unusable sound, or when no
     frame was written. Raises OSError naming `path` when the file cannot be written to its end, as on a full disk.
     """
@@ -299,6 +309,7 @@ class VideoWriter:
         crf: float = 18,
         audio_path: str | None = None,
         preset: str = "medium",
+        is_original: bool = False,
     ) -> None:
         check_target(path)
         self.path = path
@@ -316,6 +327,8 @@ class VideoWriter:
                 part = str(opened.enter_context(replace_when_complete(Path(path))))
                 self._container = av.open(url(part), "w", format=container_format, container_options=options)
                 opened.callback(self._close)
+                if is_original:
+                    self._container.metadata["comment"] = _ORIGINAL
                 self._video = self._add_video(crf, preset, colour)
                 self._sound = Soundtrack(audio_path, self._container) if audio_path else None
                 self._container.start_encoding()

@@ -1,0 +1,94 @@
+"""A source's frames with their faces, in the order in which a result shows them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from face_detection.tracks import FaceTrack
+from guided_diffusion.streams import Face, Item
+from guided_diffusion.tfg_data_util import crop_box
+from guided_diffusion.video_util import Order, VideoSource, ordered_frames, source_index
+
+
+class Playback:
+    """Which source frame is shown when, and who is in it.
+
+    :param track: of the source's frames.
+    :param n_windows: frames that the sound suffices for. The result has so many where the source can give them: in
+        another order than "cut", or as a still picture.
+    :param is_frozen: the first frame with the face is shown all the time (REFERENCE.md: `sampling_input_type`).
+    """
+
+    def __init__(
+        self, video: VideoSource, track: FaceTrack, n_windows: int, order: Order = "cut", is_frozen: bool = False
+    ) -> None:
+        self.video = video
+        self.track = track
+        self.order = order
+        self.is_frozen = is_frozen
+        self.n_source = len(track.boxes)
+        outlasts = order != "cut" or video.is_image
+        self.n_output = n_windows if outlasts else self.n_source
+
+    @cached_property
+    def shot_starts(self) -> list[int]:
+        """The output frames that a shot begins with, but for the first: played backwards, a source's cut comes a frame
+        later, and the jump of a loop is one."""
+        if self.is_frozen:
+            return []
+        shown = [source_index(i, self.n_source, self.order) for i in range(self.n_output)]
+        return [i for i in range(1, self.n_output) if self._is_cut(*sorted(shown[i - 1 : i + 1]))]
+
+    def _is_cut(self, low: int, high: int) -> bool:
+        return high - low > 1 or bool(self.track.is_cut[low + 1 : high + 1].any())
+
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        """Output frames [start, stop), those that have the face with it."""
+        starts = set(self.shot_starts)
+        for index, (source, frame) in zip(range(start, stop), self._frames(start, stop), strict=True):
+            yield Item(frame, self._face(source, index, index in starts))
+
+    def reference(self, kind: str, seed: int | None) -> np.ndarray | None:
+        """The one reference crop of all frames, uint8 [h, w, 3], or None when each frame is its own.
+
+        :param kind: "gt", "first_frame" or "random" (REFERENCE.md: `sampling_ref_type`).
+        :param seed: of "random".
+        """
+        if kind == "gt":
+            return None
+        index = 0
+        if kind == "random":  # the seed arrives as a string upstream
+            index = random.Random(str(seed)).randint(0, self.n_source - 1)
+        source = self._with_face(index)
+        face = self._face(source)
+        assert face is not None
+        return crop_box(self._source_frame(source), face.box)
+
+    def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        if not self.is_frozen:
+            return ordered_frames(self.video, self.n_source, stop, self.order, start=start)
+        source = self._with_face(0)
+        frame = self._source_frame(source)
+        return ((source, frame) for _ in range(start, stop))
+
+    def _face(self, source: int, index: int = 0, is_cut: bool = False) -> Face | None:
+        track = self.track
+        if not track.has_face[source]:
+            return None
+        y1, y2, x1, x2 = (int(v) for v in track.boxes[source])
+        landmarks = None if track.landmarks is None else track.landmarks[source]
+        motion = None if track.motion is None or np.isnan(track.motion[source]).any() else track.motion[source]
+        return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion)
+
+    def _with_face(self, source: int) -> int:
+        """`source`, or the nearest later (else the nearest earlier) frame that has the face."""
+        with_face = np.flatnonzero(self.track.has_face)
+        later = with_face[with_face >= source]
+        return int(later[0] if len(later) else with_face[-1])
+
+    def _source_frame(self, source: int) -> np.ndarray:
+        return next(iter(self.video.frames(start=source, stop=source + 1)))

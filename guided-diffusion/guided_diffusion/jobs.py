@@ -1,0 +1,95 @@
+"""What is to be made from what: one video, or the lines of a list; checked before any work is done."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+from .media_util import check_source
+from .store import writable_folder
+from .video_util import check_target, is_original
+
+
+@dataclass(frozen=True)
+class Job:
+    video_path: str
+    audio_path: str
+    out_path: str
+
+    @property
+    def orig_path(self) -> str:
+        path = Path(self.out_path)
+        return str(path.with_name(f"{path.stem}_orig{path.suffix}"))
+
+
+def read_filelist(filelist: str, folder: str, out_folder: Path) -> list[Job]:
+    """The jobs of a list (REFERENCE.md: Filelist mode).
+
+    :param filelist: a file of lines "audio_name video_name", with a tab between names that have spaces.
+    :param folder: where the named files are, with the name as it is or with .mp4 behind it.
+    :param out_folder: for the results, `<audio with / as .>_<video with / as .>.mp4`.
+    :raises InputError: when the list cannot be read, a line is not two names, or two lines have one result.
+    """
+    try:
+        lines = Path(filelist).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text"
+        raise InputError(f"--filelist {filelist}: {reason}; give lines 'audio_name video_name'") from None
+    jobs: dict[str, tuple[int, Job]] = {}
+    for number, line in enumerate(lines, 1):
+        names = line.strip().split("\t") if "\t" in line.strip() else line.split()
+        if not names:
+            continue
+        if len(names) != 2:
+            raise InputError(f"--filelist {filelist} line {number}: {line.strip()!r} is not 'audio_name video_name'")
+        audio, video = names
+        out_path = str(out_folder / f"{audio.replace('/', '.')}_{video.replace('/', '.')}.mp4")
+        if out_path in jobs:
+            raise InputError(
+                f"--filelist {filelist}: lines {jobs[out_path][0]} and {number} have one result, {out_path}; "
+                "drop one, or rename a file"
+            )
+        jobs[out_path] = number, Job(_listed(folder, video), _listed(folder, audio), out_path)
+    if not jobs:
+        raise InputError(f"--filelist {filelist}: has no lines; give lines 'audio_name video_name'")
+    return [job for _, job in jobs.values()]
+
+
+def _listed(folder: str, name: str) -> str:
+    path = Path(folder, name)
+    return str(path if path.is_file() else f"{path}.mp4")
+
+
+def check_job(job: Job, save_orig: bool) -> None:
+    """Inputs are media files, targets can be written, and nothing is overwritten that is not a former result.
+
+    :param save_orig: `orig_path` is written too.
+    :raises InputError: naming what is in the way.
+    """
+    for name, path in (("video_path", job.video_path), ("audio_path", job.audio_path)):
+        try:
+            check_source(path)
+        except InputError as error:
+            raise InputError(f"--{name} {error}") from None
+    for target in (job.out_path, job.orig_path) if save_orig else (job.out_path,):
+        check_target(target)
+        if os.path.exists(target) and any(os.path.samefile(target, p) for p in (job.video_path, job.audio_path)):
+            raise InputError(f"--out_path {target}: is one of the inputs; give another name")
+    if save_orig and os.path.exists(job.orig_path) and not is_original(job.orig_path):
+        raise InputError(
+            f"--save_orig True would overwrite {job.orig_path}, which is of another program; "
+            "give --save_orig False or another --out_path"
+        )
+
+
+def check_files(work_dir: str | None, stats: str | None) -> None:
+    """:raises InputError: when what a run keeps besides its results cannot be written."""
+    if stats is not None and os.path.isdir(stats):
+        raise InputError(f"--stats {stats}: is a folder; name a file")
+    folders = (("work_dir", work_dir, work_dir), ("stats", stats, stats and os.path.dirname(stats)))
+    for flag, given, folder in folders:
+        if folder is not None:
+            try:
+                writable_folder(folder)
+            except InputError as error:
+                raise InputError(f"--{flag} {given}: {error}; give another one") from None
