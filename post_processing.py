@@ -2,16 +2,19 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import skimage.color
+from skimage.metrics import structural_similarity
 
 from face_detection.api import LIP
+from face_detection.lip_metrics import landmark_distance, mouth_opening
 from guided_diffusion.streams import Box, Face, Item, Stage
 from guided_diffusion.tfg_data_util import create_gradient_mask, inside_frame, resize_crop, to_levels
+from temporal_consistency import FlickerMeter, WarpErrorMeter
 
 # ---------------------------------------------------------------------------------------------------------- the paste
 
@@ -334,12 +337,11 @@ def seam_ratio(frame: np.ndarray, contour: list[Edge]) -> float:
     A picture's own structure counts too: divide by the same on the source frame.
 
     :param frame: RGB uint8 [H, W, 3].
-    :param contour: edges in frame pixels; those on the frame's border have no other side and do not count.
+    :param contour: edges in frame pixels; what is on the frame's border or beyond has no other side and does not
+        count.
     :return: about 1 without a seam; NaN when no edge counts.
     """
     inside = [edge for edge in contour if 0 < edge.position < _across(frame, edge).shape[0]]
-    if not inside:
-        return float("nan")
     across = [_steps(frame, edge, 0) for edge in inside]
     beside = [_steps(frame, edge, distance) for edge in inside for distance in SEAM_DISTANCES]
     return (_mean(across) + ROUNDING_STEP) / (_mean(beside) + ROUNDING_STEP)
@@ -347,9 +349,8 @@ def seam_ratio(frame: np.ndarray, contour: list[Edge]) -> float:
 
 def _across(frame: np.ndarray, edge: Edge) -> np.ndarray:
     """The part of the frame that the edge passes, with the axis across the edge first."""
-    if edge.direction == "horizontal":
-        return frame[:, edge.start : edge.stop]
-    return frame[edge.start : edge.stop].swapaxes(0, 1)
+    along = slice(max(0, edge.start), max(0, edge.stop))
+    return frame[:, along] if edge.direction == "horizontal" else frame[along].swapaxes(0, 1)
 
 
 def _steps(frame: np.ndarray, edge: Edge, distance: int) -> np.ndarray:
@@ -362,7 +363,8 @@ def _steps(frame: np.ndarray, edge: Edge, distance: int) -> np.ndarray:
 
 
 def _mean(parts: list[np.ndarray]) -> float:
-    return float(np.concatenate(parts).mean())
+    """NaN without any."""
+    return float(np.concatenate(parts).mean()) if sum(part.size for part in parts) else float("nan")
 
 
 def ring_delta_e(frame: np.ndarray, box: Box) -> float:
@@ -427,3 +429,221 @@ def outside_difference(source: np.ndarray, result: np.ndarray, box: Box) -> int:
     difference = cv2.absdiff(source, result)
     difference[_filled(source, box, CHROMA_MARGIN)] = 0
     return int(difference.max())
+
+
+MAX_PSNR = 100.0
+"""dB, what equal pictures count as."""
+
+MIN_SSIM_SIDE = 7  # px, SSIM's window
+
+
+def psnr(mean_square: np.ndarray | float) -> np.ndarray:
+    """dB for mean square errors in levels of 0..255, MAX_PSNR for equal pictures; NaN stays NaN."""
+    with np.errstate(divide="ignore"):
+        return np.minimum(MAX_PSNR, 10 * np.log10(255**2 / np.asarray(mean_square)))
+
+
+class Metric(NamedTuple):
+    """A line of a report. `worst`: 1 when a high value in a frame is bad, -1 when a low one is, 0 for neither."""
+
+    group: str
+    name: str
+    meaning: str
+    worst: int = 0
+
+
+METRICS = (
+    Metric("image", "psnr_face", "dB, face box, against the reference; higher is better", -1),
+    Metric("image", "psnr_lower", "dB, lower half of the box; higher is better", -1),
+    Metric("image", "ssim_face", "face box; 1 is equal", -1),
+    Metric("image", "ssim_lower", "lower half of the box; 1 is equal", -1),
+    Metric("image", "lpips_face", "face box; 0 is equal"),
+    Metric("seam", "seam_mask", "step at the mask's upper edge / the source's own; 1 is no seam", 1),
+    Metric("seam", "seam_box", "step at the box's sides and lower edge / the source's own; 1 is no seam", 1),
+    Metric("colour", "delta_e_excess", "ΔE2000 across the box's contour less the source's; 0 is no cast", 1),
+    Metric("colour", "delta_e_deviation", "its standard deviation over time; 0 is steady"),
+    Metric("temporal", "flicker_brightness", "of the lower face / the source's; 1 is as steady, below 1 over-smoothed"),
+    Metric("temporal", "flicker_texture", "likewise for detail"),
+    Metric("temporal", "warp_error", "what optical flow does not explain / the source's; 1 is as steady", 1),
+    Metric("lip-sync", "sync_peak_r", "correlation of mouth opening and sound level at the best lag"),
+    Metric("lip-sync", "sync_lag_ms", "that lag; natural speech has -40 to 200"),
+    Metric("lip-sync", "sync_r0", "correlation without a lag"),
+    Metric("lip-sync", "sync_z", "peak above wrong alignments, in standard deviations"),
+    Metric("lip-sync", "truth_r", "correlation of mouth opening and the true one; 1 is equal"),
+    Metric("lip-sync", "lmd", "lip landmarks' distance from the reference / inter-ocular distance; 0 is equal", 1),
+    Metric("lip-sync", "lse_c", "SyncNet confidence; higher is better"),
+    Metric("lip-sync", "lse_d", "SyncNet distance; lower is better"),
+    Metric("sharpness", "lip_sharpness", "of the lips / the source's; 1 is as sharp", -1),
+    Metric("untouched", "outside_difference", "largest difference from the source outside the box, in levels", 1),
+)
+"""All that is known to measure of a result. `QualityMeter` measures what needs pictures alone, scripts/evaluate.py adds
+lpips_face, sync_*, truth_r and lse_*."""
+
+REFERENCE_METRICS = ("psnr_face", "psnr_lower", "ssim_face", "ssim_lower", "lmd")
+"""Those that compare the result with the true pictures."""
+
+RATIOS = ("seam_mask", "seam_box", "lip_sharpness")  # of the result over the source
+
+FRAME_MEASURES = (
+    "mse_face", "mse_lower", "ssim_face", "ssim_lower", "lmd", "delta_e_excess", "outside_difference", "mouth_opening",
+    *(f"{name}_{of}" for name in RATIOS for of in ("result", "source")),
+)  # fmt: skip
+
+FindLandmarks = Callable[[np.ndarray, Box], np.ndarray | None]
+"""A frame RGB uint8 [H, W, 3] and the face's box -> float32 [68, 2] in frame pixels, or None."""
+
+
+def measure_frame(
+    item: Item, reference: np.ndarray | None, find_landmarks: FindLandmarks, face_hide_percentage: float
+) -> dict[str, float]:
+    """The FRAME_MEASURES of one frame by name, NaN where there is nothing to measure; without a reference fewer.
+
+    :param item: with a face, and its picture.
+    :param reference: the true picture, RGB uint8 [H, W, 3].
+    """
+    source, face, result = item.frame, item.face, item.picture
+    assert face is not None
+    assert result is not None
+    box = face.box
+    landmarks = find_landmarks(result, box)
+    values = {
+        "delta_e_excess": ring_delta_e(result, box) - ring_delta_e(source, box),
+        "outside_difference": outside_difference(source, result, box),
+        "mouth_opening": np.nan if landmarks is None else mouth_opening(landmarks),
+    }
+    for of, frame in (("result", result), ("source", source)):
+        values[f"seam_mask_{of}"] = seam_ratio(frame, mask_contour(box, face_hide_percentage))
+        values[f"seam_box_{of}"] = seam_ratio(frame, box_contour(box))
+        values[f"lip_sharpness_{of}"] = np.nan if face.landmarks is None else lip_sharpness(frame, face.landmarks[LIP])
+    if reference is None:
+        return values
+    y1, y2, x1, x2 = box
+    for part, top in (("face", y1), ("lower", (y1 + y2) // 2)):
+        region, _ = inside_frame((top, y2, x1, x2), source.shape)
+        values[f"mse_{part}"], values[f"ssim_{part}"] = _mse_and_ssim(result[region], reference[region])
+    true_landmarks = find_landmarks(reference, box)
+    if landmarks is not None and true_landmarks is not None:
+        values["lmd"] = landmark_distance(landmarks, true_landmarks)
+    return values
+
+
+def _mse_and_ssim(picture: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """NaN for pictures that are too small."""
+    if not picture.size:
+        return np.nan, np.nan
+    mse = float(np.mean((picture.astype(np.float32) - reference) ** 2))
+    if min(picture.shape[:2]) < MIN_SSIM_SIDE:
+        return mse, np.nan
+    return mse, float(structural_similarity(picture, reference, channel_axis=2))
+
+
+@dataclass
+class QualityScores:
+    """What was measured of a result.
+
+    :param metrics: by the names of METRICS.
+    :param not_measured: why there is no value, by name.
+    :param series: float [F] by name, a value per frame, NaN where there is none. Besides metrics there is
+        mouth_opening: the result's (see `face_detection.lip_metrics`).
+    :param notes: what was left out, in sentences.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
+    series: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, value: float, reason: str) -> None:
+        """Record a value, or why there is none where it is NaN."""
+        if np.isfinite(value):
+            self.metrics[name] = float(value)
+        else:
+            self.not_measured[name] = reason
+
+
+class QualityMeter:
+    """What a result's pictures alone tell of its quality, frame by frame: fed in order, it keeps numbers, not frames.
+
+    :param find_landmarks: of the result's and the reference's faces, and of the source's where an item has none.
+    :param face_hide_percentage: that the result was made with.
+    """
+
+    def __init__(self, find_landmarks: FindLandmarks, face_hide_percentage: float = 0.5) -> None:
+        self.find_landmarks = find_landmarks
+        self.face_hide_percentage = face_hide_percentage
+        self._flicker = FlickerMeter()
+        self._warp = WarpErrorMeter()
+        self._rows: list[np.ndarray] = []
+        self._has_reference = False
+
+    def update(self, item: Item, reference: np.ndarray | None = None) -> None:
+        """Take in the next frame.
+
+        :param item: with its picture. A face whose box is outside the frame counts as none.
+        :param reference: what the picture should be, of the same size.
+        :raises InputError: the picture's size is not the frame's.
+        """
+        face = item.face
+        if face is not None and not item.frame[inside_frame(face.box, item.frame.shape)[0]].size:
+            face = None
+        elif face is not None and face.landmarks is None:
+            face = replace(face, landmarks=self.find_landmarks(item.frame, face.box))
+        item = replace(item, face=face)
+        self._flicker.update(item)
+        self._warp.update(item)
+        self._has_reference |= reference is not None
+        values = {}
+        if face is not None:
+            values = measure_frame(item, reference, self.find_landmarks, self.face_hide_percentage)
+        self._rows.append(np.array([values.get(name, np.nan) for name in FRAME_MEASURES]))
+
+    def scores(self) -> QualityScores:
+        """The scores of all frames so far; REFERENCE_METRICS only if there were references."""
+        scores, no_face = QualityScores(), "no frame of it could be measured"
+        rows = np.array(self._rows).reshape(-1, len(FRAME_MEASURES))
+        measured = dict(zip(FRAME_MEASURES, rows.T, strict=True))
+        for name in ("delta_e_excess", "outside_difference", "mouth_opening"):
+            scores.series[name] = measured[name]
+        scores.add("delta_e_excess", _over_time(np.nanmean, measured["delta_e_excess"]), no_face)
+        scores.add("delta_e_deviation", _over_time(np.nanstd, measured["delta_e_excess"]), no_face)
+        scores.add("outside_difference", _over_time(np.nanmax, measured["outside_difference"]), no_face)
+        for name in RATIOS:
+            result, source = measured[f"{name}_result"], measured[f"{name}_source"]
+            scores.series[name] = _ratio(result, source)
+            # the ratio of the means: a frame whose source shows almost nothing there would rule a mean of ratios
+            ratio = _ratio(np.array(_over_time(np.nanmean, result)), np.array(_over_time(np.nanmean, source)))
+            scores.add(name, float(ratio), no_face)
+        if self._has_reference:
+            for part in ("face", "lower"):
+                scores.series[f"psnr_{part}"] = psnr(measured[f"mse_{part}"])
+                mean_square = _over_time(np.nanmean, measured[f"mse_{part}"])
+                scores.add(f"psnr_{part}", float(psnr(mean_square)), no_face)
+            for name in ("ssim_face", "ssim_lower", "lmd"):
+                scores.series[name] = measured[name]
+                scores.add(name, _over_time(np.nanmean, measured[name]), no_face)
+        self._add_temporal(scores)
+        return scores
+
+    def _add_temporal(self, scores: QualityScores) -> None:
+        flicker, warp = self._flicker.scores(), self._warp.scores()
+        too_short = "no five frames in a row with a face whose movement can be followed"
+        scores.add("flicker_brightness", flicker.brightness, too_short)
+        scores.add("flicker_texture", flicker.texture, too_short)
+        scores.add("warp_error", warp.ratio, "no two frames in a row with a face")
+        scores.series["flicker_brightness"] = flicker.brightness_series
+        scores.series["flicker_texture"] = flicker.texture_series
+        scores.series["warp_error"] = warp.series
+        scores.notes.append(
+            f"flicker is measured in {flicker.n_frames} of {len(self._rows)} frames: "
+            "blinks and quick movements are left out"
+        )
+
+
+def _over_time(statistic: Callable[[np.ndarray], np.floating], values: np.ndarray) -> float:
+    """The statistic, one that leaves NaN out, of values per frame; NaN without any."""
+    return np.nan if np.isnan(values).all() else float(statistic(values))
+
+
+def _ratio(result: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """NaN where the source shows nothing."""
+    return np.divide(result, source, out=np.full_like(result, np.nan), where=source != 0)

@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 
 from guided_diffusion.errors import InputError
-
-Box = tuple[int, int, int, int]
-"""(y1, y2, x1, x2), half open, in frame pixels."""
+from guided_diffusion.streams import Box, Item
+from guided_diffusion.tfg_data_util import inside_frame
 
 FACE_SIDE = 256
 """px, the longest side of a box that the meters look at; larger frames are shrunk, by one factor per shot."""
@@ -26,7 +25,7 @@ RANSAC_THRESHOLD = 1.0  # px
 MIN_INLIERS = 0.5
 MAX_MEDIAN_RESIDUAL = 0.75  # px
 
-MIN_FLOW_SIDE = 12  # px, of at least one side: OpenCV's DIS refuses smaller pictures
+MIN_FLOW_SIDE = 16  # px: in smaller pictures OpenCV 5.0's DIS gives NaN, raises, or ends the process (tried: 8 to 15)
 
 FLICKER_FILTER = np.array([1, -4, 6, -4, 1], dtype=np.float32) / 16
 LIP_MARGIN = 0.05  # of the box's height, around the lips' hull
@@ -40,22 +39,23 @@ def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarr
 
     :param previous: RGB uint8 [H, W, 3].
     :param current: the next frame, RGB uint8 [H, W, 3].
-    :param box: the face in the previous frame.
+    :param box: the face in the previous frame; of one that reaches beyond the frame, what is inside counts.
     :return: float32 [2, 3], from pixels (x, y) of the previous frame to pixels of the current one; None when the frames
         do not tell: too few corners return to within MAX_ROUND_TRIP, less than MIN_INLIERS of these agree on a
         movement, or their median distance from it reaches MAX_MEDIAN_RESIDUAL.
     """
     y1, y2, x1, x2 = box
     height, width = y2 - y1, x2 - x1
-    frame_height, frame_width = previous.shape[:2]
-    if previous.shape != current.shape or min(height, width) < 2 or y1 >= frame_height or x1 >= frame_width:
+    rows, columns = inside_frame((y1, y1 + height // 2, x1, x2), previous.shape)[0]
+    is_visible = rows.start < rows.stop and columns.start < columns.stop
+    if previous.shape != current.shape or min(height, width) < 2 or not is_visible:
         return None
     # half a box around the upper face: as far as a head may move
-    top, left = max(0, y1 - height // 2), max(0, x1 - width // 2)
-    around = slice(top, y2), slice(left, x2 + width // 2)
+    around = inside_frame((y1 - height // 2, y2, x1 - width // 2, x2 + width // 2), previous.shape)[0]
+    top, left = (side.start for side in around)
     before, after = (cv2.cvtColor(frame[around], cv2.COLOR_RGB2GRAY) for frame in (previous, current))
     upper = np.zeros_like(before)
-    upper[y1 - top : y1 - top + height // 2, x1 - left : x2 - left] = 255
+    upper[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = 255
     corners = cv2.goodFeaturesToTrack(before, MAX_POINTS, qualityLevel=0.01, minDistance=MIN_SPACING, mask=upper)
     if corners is None:
         return None
@@ -110,37 +110,26 @@ class FlickerMeter:
         self._window: deque[_Tracked] = deque(maxlen=len(FLICKER_FILTER))
         self._measured: list[np.ndarray] = []  # per frame [source, result; mean S, standard deviation of S]
 
-    def update(
-        self,
-        source: np.ndarray,
-        result: np.ndarray,
-        box: Box | None,
-        landmarks: np.ndarray | None,
-        is_cut: bool = False,
-    ) -> None:
-        """Take in the next frame of both videos.
+    def update(self, item: Item) -> None:
+        """Take in the next frame, with its picture.
 
         Two frames next to a cut, to a frame without a face, or to a head movement that cannot be followed are not
-        measured.
+        measured; nor is a frame without landmarks itself.
 
-        :param source: RGB uint8 [H, W, 3].
-        :param result: RGB uint8 [H, W, 3].
-        :param box: the face in the source, None without one.
-        :param landmarks: of the source, float32 [68, 2] in frame pixels. A frame without them is not measured itself.
-        :param is_cut: this is the first frame of a shot.
-        :raises InputError: the frames differ in size.
+        :raises InputError: the picture's size is not the frame's.
         """
         self._measured.append(np.full((2, 2), np.nan))
-        if box is None or is_cut:
+        face = item.face
+        if face is None or face.is_cut:
             self._window.clear()
-        if box is None:
+        if face is None:
             return
         last = self._window[-1] if self._window else None
-        pair = _shrink(source, result, box, last.pair.scale if last else None)
+        pair = _shrink(item, face.box, last.pair.scale if last else None)
         motion = head_motion(last.pair.source, pair.source, last.pair.box) if last else None
         if motion is None:
             self._window.clear()
-        self._window.append(_track(pair, landmarks, motion))
+        self._window.append(_track(pair, face.landmarks, motion))
         if len(self._window) == self._window.maxlen and (lips := self._window[2].lips) is not None:
             self._measured[-3] = _measure_flicker(list(self._window), lips)
 
@@ -184,11 +173,12 @@ class WarpErrorMeter:
         self._last: _Pair | None = None
         self._errors: list[tuple[float, float]] = []  # per frame: source, result
 
-    def update(self, source: np.ndarray, result: np.ndarray, box: Box | None, is_cut: bool = False) -> None:
-        """Take in the next frame of both videos; parameters as in `FlickerMeter.update`."""
+    def update(self, item: Item) -> None:
+        """Take in the next frame, with its picture. :raises InputError: as `FlickerMeter.update`."""
         self._errors.append((np.nan, np.nan))
-        last = None if is_cut else self._last
-        self._last = None if box is None else _shrink(source, result, box, last.scale if last else None)
+        face = item.face
+        last = None if face is None or face.is_cut else self._last
+        self._last = None if face is None else _shrink(item, face.box, last.scale if last else None)
         if last is not None and self._last is not None:
             self._errors[-2] = self._measure(last, self._last)
 
@@ -196,16 +186,16 @@ class WarpErrorMeter:
         """E of the source and of the result between two neighbouring frames."""
         y1, y2, x1, x2 = before.box
         margin = (y2 - y1) // 8  # the flow needs surroundings, and pixels come from there
-        top, left = max(0, y1 - margin), max(0, x1 - margin)
-        around = slice(top, y2 + margin), slice(left, x2 + margin)
-        grey_before, grey_after = (cv2.cvtColor(pair.source[around], cv2.COLOR_RGB2GRAY) for pair in (before, after))
-        if max(grey_before.shape) < MIN_FLOW_SIDE:
+        around = inside_frame((y1 - margin, y2 + margin, x1 - margin, x2 + margin), before.source.shape)[0]
+        (top, bottom), (left, right) = ((side.start, side.stop) for side in around)
+        if min(bottom - top, right - left) < MIN_FLOW_SIDE:
             return np.nan, np.nan
+        grey_before, grey_after = (cv2.cvtColor(pair.source[around], cv2.COLOR_RGB2GRAY) for pair in (before, after))
         no_guess = np.empty(0, dtype=np.float32)
         forward = np.asarray(self._flow.calc(grey_before, grey_after, no_guess))
         backward = _follow(np.asarray(self._flow.calc(grey_after, grey_before, no_guess)), forward)
         trusted = _trusted(forward, backward)
-        lower = slice((y1 + y2) // 2 - top, y2 - top), slice(x1 - left, x2 - left)
+        lower = slice(max(0, (y1 + y2) // 2 - top), max(0, y2 - top)), slice(max(0, x1 - left), max(0, x2 - left))
         videos = ((before.source, after.source), (before.result, after.result))
         source, result = (
             _mean_square((_follow(next_[around].astype(np.float32), forward) - this[around])[lower], trusted[lower])
@@ -244,8 +234,10 @@ class _Tracked:
     """float64 [3, 3], from the previous frame to this one."""
 
 
-def _shrink(source: np.ndarray, result: np.ndarray, box: Box, scale: float | None) -> _Pair:
+def _shrink(item: Item, box: Box, scale: float | None) -> _Pair:
     """:param scale: the shot's; None derives it from the box."""
+    source, result = item.frame, item.picture
+    assert result is not None
     if source.shape != result.shape:
         (height, width), (other_height, other_width) = source.shape[:2], result.shape[:2]
         raise InputError(

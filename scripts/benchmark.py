@@ -5,6 +5,8 @@ sampling  seconds per image and step at the paper's size (random weights): a pla
 media     milliseconds per frame for decoding, face detection, pasting and encoding
 composite milliseconds per 590 x 590 frame for pasting, blending, sharpening, lip masks and their landmarks, as shares
           of the time that sampling a frame takes at the paper's size and in 25 steps
+pipeline  milliseconds per frame of pass 2 with stubs of 10 and 30 ms a frame for a GPU's sampler, all in one thread and
+          as streams; how long the stub was busy meanwhile, and the part that most time went into
 memory    peak resident size of a whole run with a stub for the sampler, for 6 s and for 60 s of the same clip
 """
 
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import soundfile
@@ -27,11 +30,13 @@ from torch import Tensor
 import _path  # noqa: F401
 import generate
 from face_detection.api import FaceAlignment
+from face_detection.tracks import fixed_track
+from guided_diffusion import video_util
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.logger import peak_memory, versions
-from guided_diffusion.sampling import SampleBatch, sample
+from guided_diffusion.logger import Timings, peak_memory, versions
+from guided_diffusion.sampling import SampleBatch, Sampler, plan_batches, sample
 from guided_diffusion.script_util import (
     Checkpoint,
     ModelConfig,
@@ -39,21 +44,27 @@ from guided_diffusion.script_util import (
     create_model,
     load_model,
 )
-from guided_diffusion.streams import Face, Item, Stage
+from guided_diffusion.streams import Box, Face, Item, Stage
 from guided_diffusion.tfg_data_util import resize_crop, sampling_noise, tfg_process_batch
 from guided_diffusion.unet import TFGModel
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
 
-PARTS = ("sampling", "media", "composite", "memory")
+PARTS = ("sampling", "media", "composite", "pipeline", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
 SECONDS = (6, 60)
+PIPELINE_FRAMES = 200  # x264 looks ahead by 40, whose encoding comes at the end and beside nothing
+STUB_MS = (10, 30)
+X264_PRESETS = ("medium", "superfast")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}; default all")
-    parser.add_argument("--video", help="clip with a face; default one made of NASA's portrait in scikit-image")
+    parser.add_argument(
+        "--video", nargs="+",
+        help="clips with a face, of which only pipeline takes more than the first; default one made of NASA's portrait",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=4, help="images per batch")
     parser.add_argument("--respacing", default="ddim4", help="sampling steps, as generate.py's --timestep_respacing")
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
@@ -70,8 +81,12 @@ def main() -> int:
     if "composite" in arguments.parts:
         benchmark_composite(arguments.batch)
     with tempfile.TemporaryDirectory() as folder:
-        if {"media", "memory"} & set(arguments.parts):
-            frames = list(islice(open_video(arguments.video, FPS).frames(), 150)) if arguments.video else portrait()
+        if {"media", "memory", "pipeline"} & set(arguments.parts):
+            given = arguments.video or []
+            clips = [list(islice(open_video(path, FPS).frames(), 150)) for path in given] or [portrait()]
+            frames = clips[0]
+        if "pipeline" in arguments.parts:
+            benchmark_pipeline(clips if given else [square(frames), frames], Path(folder))
         if "media" in arguments.parts:
             benchmark_media(frames, Path(folder))
         if "memory" in arguments.parts:
@@ -245,6 +260,67 @@ def milliseconds(function: Callable[[], object], calls: int = 30) -> float:
     """The median of so many calls, after one that warms up."""
     function()
     return 1000 * statistics.median(timed(function) for _ in range(calls))
+
+
+# --------------------------------------------------------------------------------------------------------- pipeline
+
+
+def square(frames: list[np.ndarray]) -> list[np.ndarray]:
+    """590 x 590 around the face of `portrait`."""
+    import cv2
+
+    return [cv2.resize(frame[: WIDTH * 5 // 6, WIDTH // 12 : WIDTH - WIDTH // 12], (590, 590)) for frame in frames]
+
+
+def benchmark_pipeline(clips: Sequence[list[np.ndarray]], folder: Path) -> None:
+    """Pass 2 without --save_orig: decoding, sampling, the plain paste and encoding with sound."""
+    print("\npipeline, plain paste, no --save_orig")
+    audio = str(folder / "pipeline.wav")
+    soundfile.write(audio, np.random.default_rng(0).normal(0, 0.1, (10 * 48000, 2)), 48000)
+    n = PIPELINE_FRAMES
+    for number, frames in enumerate(clips):
+        video = str(folder / f"pipeline{number}.mp4")
+        write(video, islice(cycle(frames + frames[::-1]), n))
+        (corners,) = FaceAlignment("dlib").get_detections_for_batch(frames[:1])
+        if corners is None:
+            raise InputError(f"--video: clip {number + 1} shows no face in its first frame")
+        x1, y1, x2, y2 = corners
+        for preset in X264_PRESETS:
+            for stub_ms in STUB_MS:
+                run = partial(second_pass, video, audio, (y1, y2, x1, x2), stub_ms, preset)
+                with patch.object(generate, "ahead", lambda items, _n: items):
+                    one_thread, _ = run()
+                streams, timings = run()
+                print(
+                    f"  {frames[0].shape[1]} x {frames[0].shape[0]}, {preset}, stub of {stub_ms} ms: "
+                    f"{1000 * one_thread / n:.1f} ms per frame in one thread, {1000 * streams / n:.1f} as streams "
+                    f"({one_thread / streams:.2f} times as fast); stub busy {stub_ms * n / streams / 10:.0f} %; "
+                    f"most time in {max(timings.seconds, key=timings.seconds.__getitem__)}: "
+                    + ", ".join(f"{part} {1000 * seconds / n:.1f}" for part, seconds in timings.seconds.items())
+                )
+
+
+def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -> tuple[float, Timings]:
+    """Seconds of a second pass over a face that stays in its box, and where they went."""
+    options = generate.Options(
+        video_path=video, audio_path=audio, out_path=f"{video}.out.mp4", model_path="stub", is_voxceleb2=False,
+        face_detector="dlib", save_orig=False,
+    )  # fmt: skip
+    config, timings, job = ModelConfig(), Timings(), generate.single_job(options)
+
+    def stub(batch: SampleBatch) -> np.ndarray:
+        time.sleep(stub_ms * len(batch.crops) / 1000)  # as a GPU does, it leaves the interpreter to others
+        return np.stack([resize_crop(crop, config.image_size, config.image_size) for crop in batch.crops])
+
+    clip = generate.open_clip(job, options)
+    playback = generate.Playback(clip.video, fixed_track(PIPELINE_FRAMES, box), clip.n_windows, options)
+    size = options.sampling_batch_size
+    batches = plan_batches(playback.n_output, size, playback.shot_starts)
+    sampler: Sampler = timings.measure("sample")(stub)
+    passes = generate.SecondPass(clip, playback, sampler, batches, size, timings)
+    stages = generate.build_stages(options, config.image_size, None)
+    with patch.object(video_util, "X264_PRESET", preset):
+        return timed(lambda: generate.write_result(job, passes, stages, options)), timings
 
 
 # ----------------------------------------------------------------------------------------------------------- memory

@@ -1,8 +1,9 @@
 """Measure a lip-synced video: `python scripts/evaluate.py RESULT --source VIDEO --audio AUDIO [--reference VIDEO]`.
 
-Prints a table; `--json` and `--html` write it to files, the HTML with per-frame timelines and the worst frames. The
-measures live beside what they measure (post_processing.py, temporal_consistency.py, face_detection/lip_metrics.py,
-audio/audio.py); their docstrings say what they mean. Exit status 2 when nothing can be measured.
+Prints a table; `--json` and `--html` write it to files, the HTML with per-frame timelines and the worst frames. What
+pictures alone tell is measured by post_processing.py's `QualityMeter`; the measures live beside what they measure
+(post_processing.py, temporal_consistency.py, face_detection/lip_metrics.py, audio/audio.py), and their docstrings say
+what they mean. Exit status 2 when nothing can be measured.
 """
 
 import argparse
@@ -15,92 +16,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 
 import _path  # noqa: F401
 from audio.audio import load_speech, rms_envelope
 from audio.hparams import DEFAULT as HPARAMS
-from face_detection.api import DETECTORS, LIP, FaceAlignment
-from face_detection.lip_metrics import landmark_distance, mouth_opening, sync_correlation
+from face_detection.api import DETECTORS, FaceAlignment
+from face_detection.lip_metrics import sync_correlation
 from face_detection.tracks import FaceTrack, build_track, find_faces
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import file_digest, replace_when_complete
-from guided_diffusion.tfg_data_util import visible_box
+from guided_diffusion.streams import Face, Item
+from guided_diffusion.tfg_data_util import inside_frame
 from guided_diffusion.video_util import VideoSource, count_frames, open_video
-from post_processing import (
-    box_contour,
-    lip_sharpness,
-    mask_contour,
-    outside_difference,
-    ring_delta_e,
-    seam_ratio,
-)
-from temporal_consistency import FlickerMeter, WarpErrorMeter
+from post_processing import METRICS, REFERENCE_METRICS, Metric, QualityMeter, QualityScores
 
-MAX_PSNR = 100.0  # dB, what equal pictures count as
-MIN_SSIM_SIDE = 7  # px, SSIM's window
 N_WORST = 3
+FACE_HIDE_PERCENTAGE = 0.5
 SYNCNET_SHA256 = "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442"
-
-Box = tuple[int, int, int, int]
-
-
-class Metric(NamedTuple):
-    """A line of the table. `worst`: 1 when a high value in a frame is bad, -1 when a low one is, 0 for neither."""
-
-    group: str
-    name: str
-    meaning: str
-    worst: int = 0
-
-
-METRICS = (
-    Metric("image", "psnr_face", "dB, face box, against the reference; higher is better", -1),
-    Metric("image", "psnr_lower", "dB, lower half of the box; higher is better", -1),
-    Metric("image", "ssim_face", "face box; 1 is equal", -1),
-    Metric("image", "ssim_lower", "lower half of the box; 1 is equal", -1),
-    Metric("image", "lpips_face", "face box; 0 is equal"),
-    Metric("seam", "seam_mask", "step at the mask's upper edge / the source's own; 1 is no seam", 1),
-    Metric("seam", "seam_box", "step at the box's sides and lower edge / the source's own; 1 is no seam", 1),
-    Metric("colour", "delta_e_excess", "ΔE2000 across the box's contour less the source's; 0 is no cast", 1),
-    Metric("colour", "delta_e_deviation", "its standard deviation over time; 0 is steady"),
-    Metric("temporal", "flicker_brightness", "of the lower face / the source's; 1 is as steady, below 1 over-smoothed"),
-    Metric("temporal", "flicker_texture", "likewise for detail"),
-    Metric("temporal", "warp_error", "what optical flow does not explain / the source's; 1 is as steady", 1),
-    Metric("lip-sync", "sync_peak_r", "correlation of mouth opening and sound level at the best lag"),
-    Metric("lip-sync", "sync_lag_ms", "that lag; natural speech has -40 to 200"),
-    Metric("lip-sync", "sync_r0", "correlation without a lag"),
-    Metric("lip-sync", "sync_z", "peak above wrong alignments, in standard deviations"),
-    Metric("lip-sync", "truth_r", "correlation of mouth opening and the true one; 1 is equal"),
-    Metric("lip-sync", "lmd", "lip landmarks' distance from the reference / inter-ocular distance; 0 is equal", 1),
-    Metric("lip-sync", "lse_c", "SyncNet confidence; higher is better"),
-    Metric("lip-sync", "lse_d", "SyncNet distance; lower is better"),
-    Metric("sharpness", "lip_sharpness", "of the lips / the source's; 1 is as sharp", -1),
-    Metric("untouched", "outside_difference", "largest difference from the source outside the box, in levels", 1),
-)
 
 
 @dataclass
-class Evaluation:
-    """What was measured of one result; `series` holds a value per frame, NaN where there is none."""
+class Evaluation(QualityScores):
+    """What was measured of one result, and what making it cost: see `read_stats`."""
 
-    metrics: dict[str, float] = field(default_factory=dict)
-    not_measured: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    series: dict[str, np.ndarray] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, value: float, reason: str) -> None:
-        """Record a value, or why there is none where it is NaN."""
-        if np.isfinite(value):
-            self.metrics[name] = float(value)
-        else:
-            self.not_measured[name] = reason
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -121,19 +65,20 @@ class Clips:
     def n_frames(self) -> int:
         return len(self.track.has_face)
 
-    def frames(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """(source, result, reference or None) of every frame, of the source's size."""
+    def items(self) -> Iterator[tuple[Item, np.ndarray | None]]:
+        """Every frame of the source with the result's picture, of the source's size, and the reference or None."""
         size = slice(self.source.height), slice(self.source.width)
         references = self.reference.frames() if self.reference else iter(lambda: None, 0)
-        for source, result, reference in zip(
-            self.source.frames(stop=self.n_frames), self.result.frames(), references, strict=False
-        ):
-            yield source, np.ascontiguousarray(result[size]), reference
+        videos = zip(self.source.frames(stop=self.n_frames), self.result.frames(), references, strict=False)
+        for index, (source, result, reference) in enumerate(videos):
+            yield Item(source, self._face(index), picture=np.ascontiguousarray(result[size])), reference
 
-    def box(self, index: int) -> Box | None:
-        """The visible part of the face's box: what can be measured."""
-        size = self.source.height, self.source.width
-        return visible_box(self.track.boxes[index], size) if self.track.has_face[index] else None
+    def _face(self, index: int) -> Face | None:
+        if not self.track.has_face[index]:
+            return None
+        y1, y2, x1, x2 = (int(v) for v in self.track.boxes[index])
+        landmarks = None if self.track.landmarks is None else self.track.landmarks[index]
+        return Face(index, (y1, y2, x1, x2), landmarks, bool(self.track.is_cut[index]))
 
 
 def open_clips(
@@ -169,110 +114,17 @@ def open_clips(
 # -------------------------------------------------------------------------------------------------------- measuring
 
 
-def evaluate(clips: Clips, audio_path: str, detector: FaceAlignment, evaluation: Evaluation) -> None:
-    """Measure everything that needs only the videos and the sound, in one pass over the frames."""
-    flicker, warp = FlickerMeter(), WarpErrorMeter()
-    rows: list[dict[str, float]] = []
-    for index, (source, result, reference) in enumerate(clips.frames()):
-        box, is_cut = clips.box(index), bool(clips.track.is_cut[index])
-        landmarks = _landmarks(clips, index, source, detector)
-        flicker.update(source, result, box, landmarks, is_cut)
-        warp.update(source, result, box, is_cut)
-        rows.append(measure_frame(source, result, reference, box, landmarks, detector) if box else {})
-    names = {name for row in rows for name in row}
-    series = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-
-    no_face = "no frame of it could be measured"
-    no_reference = "needs --reference"
-    for name in ("psnr_face", "psnr_lower"):
-        error = series.pop(f"mse_{name}", None)
-        series[name] = np.array([_psnr(e) for e in error]) if error is not None else np.full(len(rows), np.nan)
-        overall = _psnr(float(np.nanmean(error))) if error is not None else np.nan
-        evaluation.add(name, overall, no_reference)
-    for name in ("ssim_face", "ssim_lower", "lmd"):
-        evaluation.add(name, _mean(series.get(name)), no_reference if clips.reference is None else no_face)
-    for name in ("seam_mask", "seam_box", "lip_sharpness"):
-        # the ratio of the means: a frame whose source shows almost nothing there would rule a mean of ratios
-        ratio = _mean(series[f"{name}_result"]) / _mean(series[f"{name}_source"])
-        series[name] = series.pop(f"{name}_result") / series.pop(f"{name}_source")
-        evaluation.add(name, ratio, no_face)
-    evaluation.add("delta_e_excess", _mean(series["delta_e_excess"]), no_face)
-    evaluation.add("delta_e_deviation", float(np.nanstd(series["delta_e_excess"])), no_face)
-    evaluation.add("outside_difference", float(np.nanmax(series["outside_difference"])), no_face)
-
-    scores, too_short = flicker.scores(), "no five frames in a row with a face whose movement can be followed"
-    evaluation.add("flicker_brightness", scores.brightness, too_short)
-    evaluation.add("flicker_texture", scores.texture, too_short)
-    series |= {"flicker_brightness": scores.brightness_series, "flicker_texture": scores.texture_series}
-    evaluation.notes.append(
-        f"flicker is measured in {scores.n_frames} of {len(rows)} frames: blinks and quick movements are left out"
-    )
-    warp_error = warp.scores()
-    evaluation.add("warp_error", warp_error.ratio, "no two frames in a row with a face")
-    series["warp_error"] = warp_error.series
-    evaluation.series = series
-    measure_sync(clips, audio_path, series["mouth_opening"], evaluation)
+def evaluate(clips: Clips, detector: FaceAlignment, face_hide_percentage: float) -> QualityScores:
+    """Measure everything that needs only the videos, in one pass over the frames."""
+    meter = QualityMeter(detector.get_landmarks_from_image, face_hide_percentage)
+    for item, reference in clips.items():
+        meter.update(item, reference)
+    return meter.scores()
 
 
-def measure_frame(
-    source: np.ndarray,
-    result: np.ndarray,
-    reference: np.ndarray | None,
-    box: Box,
-    landmarks: np.ndarray | None,
-    detector: FaceAlignment,
-) -> dict[str, float]:
-    """The measures of one frame by name; frames uint8 [H, W, 3], landmarks of the source float32 [68, 2]."""
-    result_landmarks = detector.get_landmarks_from_image(result, box)
-    values = {
-        "delta_e_excess": ring_delta_e(result, box) - ring_delta_e(source, box),
-        "outside_difference": float(outside_difference(source, result, box)),
-        "mouth_opening": np.nan if result_landmarks is None else mouth_opening(result_landmarks),
-    }
-    for which, frame in (("result", result), ("source", source)):
-        values[f"seam_mask_{which}"] = seam_ratio(frame, mask_contour(box))
-        values[f"seam_box_{which}"] = seam_ratio(frame, box_contour(box))
-        sharpness = np.nan if landmarks is None else lip_sharpness(frame, landmarks[LIP])
-        values[f"lip_sharpness_{which}"] = sharpness
-    if reference is not None:
-        y1, y2, x1, x2 = box
-        for part, top in (("face", y1), ("lower", (y1 + y2) // 2)):
-            region = slice(top, y2), slice(x1, x2)
-            values[f"mse_psnr_{part}"] = float(np.mean((result[region].astype(np.float32) - reference[region]) ** 2))
-            values[f"ssim_{part}"] = _ssim(result[region], reference[region])
-        reference_landmarks = detector.get_landmarks_from_image(reference, box)
-        if result_landmarks is not None and reference_landmarks is not None:
-            values["lmd"] = landmark_distance(result_landmarks, reference_landmarks)
-    return values
-
-
-def _landmarks(clips: Clips, index: int, source: np.ndarray, detector: FaceAlignment) -> np.ndarray | None:
-    box = clips.box(index)
-    if box is None:
-        return None
-    if clips.track.landmarks is not None:
-        return clips.track.landmarks[index]
-    return detector.get_landmarks_from_image(source, box)
-
-
-def _psnr(mean_square: float) -> float:
-    """dB for levels of 0..255, MAX_PSNR for equal pictures."""
-    return float(min(MAX_PSNR, 10 * np.log10(255**2 / mean_square))) if mean_square > 0 else MAX_PSNR
-
-
-def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    if min(a.shape[:2]) < MIN_SSIM_SIDE:
-        return np.nan
-    return float(structural_similarity(a, b, channel_axis=2))
-
-
-def _mean(values: np.ndarray | None) -> float:
-    return float(np.nanmean(values)) if values is not None and np.isfinite(values).any() else np.nan
-
-
-def measure_sync(clips: Clips, audio_path: str, opening: np.ndarray, evaluation: Evaluation) -> None:
+def measure_sync(clips: Clips, audio_path: str, evaluation: Evaluation) -> None:
     """Mouth opening against the sound's level."""
-    evaluation.series["mouth_opening"] = opening
+    opening = evaluation.series["mouth_opening"]
     names = ("sync_peak_r", "sync_lag_ms", "sync_r0", "sync_z")
     try:
         envelope = rms_envelope(load_speech(audio_path), HPARAMS.sample_rate, len(opening), clips.result.fps)
@@ -323,15 +175,15 @@ def measure_lpips(clips: Clips, evaluation: Evaluation) -> None:
         return
     lpips = LearnedPerceptualImagePatchSimilarity("alex").eval()
     values = np.full(clips.n_frames, np.nan)
-    for index, (_, result, reference) in enumerate(clips.frames()):
-        box = clips.box(index)
-        if box is not None and reference is not None:
-            crops = (frame[box[0] : box[1], box[2] : box[3]] for frame in (result, reference))
+    for index, (item, reference) in enumerate(clips.items()):
+        if item.face is not None and item.picture is not None and reference is not None:
+            region, _ = inside_frame(item.face.box, reference.shape)
+            crops = (frame[region] for frame in (item.picture, reference))
             tensors = [torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for crop in crops]
             with torch.inference_mode():
                 values[index] = float(lpips(*tensors))
     evaluation.series["lpips_face"] = values
-    evaluation.add("lpips_face", _mean(values), "no frame with a face")
+    evaluation.add("lpips_face", float(np.nanmean(values)), "no frame with a face")
 
 
 def measure_lse(result_path: str, weights: str | None, evaluation: Evaluation) -> None:
@@ -360,17 +212,21 @@ def measure_lse(result_path: str, weights: str | None, evaluation: Evaluation) -
     evaluation.add("lse_d", distance, "SyncNet found no face track")
 
 
-def read_cost(path: str | None) -> dict[str, float]:
-    """Milliseconds per frame of each part and peak memory, from generate.py's --stats."""
+def read_stats(path: str | None) -> tuple[dict[str, float], float]:
+    """Of generate.py's --stats: milliseconds per frame of each part and peak memory; its face_hide_percentage.
+
+    Without them nothing, and the default.
+    """
     if path is None:
-        return {}
+        return {}, FACE_HIDE_PERCENTAGE
     try:
         stats = json.loads(Path(path).read_text(encoding="utf-8"))
         parts = {f"{part} ms/frame": float(ms) for part, ms in stats["ms_per_frame"].items()}
         memory = {f"peak {kind} MiB": float(size) for kind, size in stats["peak_memory_mib"].items()}
+        face_hide_percentage = float(stats.get("options", {}).get("face_hide_percentage", FACE_HIDE_PERCENTAGE))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--stats {path}: not a file that generate.py --stats wrote for one video") from None
-    return {**parts, **memory}
+    return {**parts, **memory}, face_hide_percentage
 
 
 # -------------------------------------------------------------------------------------------------------- reporting
@@ -445,13 +301,12 @@ def worst_frames(evaluation: Evaluation) -> dict[str, list[int]]:
 def _pictures(clips: Clips, wanted: set[int]) -> dict[int, str]:
     """Source and result side by side around the box, as base64 JPEG, of the wanted frames."""
     pictures = {}
-    for index, (source, result, _) in enumerate(islice(clips.frames(), max(wanted, default=-1) + 1)):
-        box = clips.box(index)
-        if index in wanted and box is not None:
-            y1, y2, x1, x2 = box
+    for index, (item, _) in enumerate(islice(clips.items(), max(wanted, default=-1) + 1)):
+        if index in wanted and item.face is not None and item.picture is not None:
+            y1, y2, x1, x2 = item.face.box
             margin = (y2 - y1) // 5
-            around = slice(max(0, y1 - margin), y2 + margin), slice(max(0, x1 - margin), x2 + margin)
-            pair = np.hstack([source[around], result[around]])
+            around, _ = inside_frame((y1 - margin, y2 + margin, x1 - margin, x2 + margin), item.frame.shape)
+            pair = np.hstack([item.frame[around], item.picture[around]])
             size = (320, max(1, round(320 * pair.shape[0] / pair.shape[1])))
             pair = cv2.cvtColor(cv2.resize(pair, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
             pictures[index] = base64.b64encode(cv2.imencode(".jpg", pair)[1].tobytes()).decode()
@@ -490,18 +345,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--truth", help="JSON with the true mouth opening of the speech (scripts/make_sample.py)")
     parser.add_argument("--face_detector", default="dlib", choices=DETECTORS)
     parser.add_argument("--syncnet_weights", help="folder of SyncNet's weights, for LSE-C and LSE-D")
-    parser.add_argument("--stats", help="what generate.py --stats wrote, for the cost")
+    parser.add_argument("--stats", help="what generate.py --stats wrote, for the cost and --face_hide_percentage")
+    parser.add_argument(
+        "--face_hide_percentage", type=float,
+        help=f"lower part of the box that was generated; by default that of --stats, else {FACE_HIDE_PERCENTAGE}",
+    )  # fmt: skip
     parser.add_argument("--json", help="write the values here")
     parser.add_argument("--html", help="write a self-contained report here")
     arguments = parser.parse_args(argv)
-    evaluation = Evaluation()
     try:
-        evaluation.cost = read_cost(arguments.stats)
+        cost, hidden = read_stats(arguments.stats)
+        if arguments.face_hide_percentage is not None:
+            hidden = arguments.face_hide_percentage
+        if not 0 < hidden <= 1:
+            raise InputError(f"--face_hide_percentage {hidden}: give a share above 0, up to 1")
         detector = FaceAlignment(arguments.face_detector)
-        clips = open_clips(
-            arguments.result, arguments.source, arguments.reference, detector, evaluation.notes
-        )
-        evaluate(clips, arguments.audio, detector, evaluation)
+        notes: list[str] = []
+        clips = open_clips(arguments.result, arguments.source, arguments.reference, detector, notes)
+        evaluation = Evaluation(**vars(evaluate(clips, detector, hidden)), cost=cost)
+        evaluation.notes[:0] = notes
+        if clips.reference is None:
+            evaluation.not_measured |= dict.fromkeys(REFERENCE_METRICS, "needs --reference")
+        measure_sync(clips, arguments.audio, evaluation)
         measure_truth(arguments.truth, evaluation)
         measure_lpips(clips, evaluation)
         measure_lse(arguments.result, arguments.syncnet_weights, evaluation)

@@ -17,6 +17,7 @@ from fill import fill_
 
 from guided_diffusion.script_util import create_model, model_config
 from guided_diffusion.video_util import VideoWriter
+from train_data import FPS, OPENING_NEIGHBOURS, OPENINGS, Clip
 
 DATA = Path(__file__).parent / "data"
 
@@ -59,6 +60,27 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("speech") / "some words.wav"
     soundfile.write(path, burst, 22050)
     return path
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Clip]:
+    """Two clips of smooth pictures: lower half as bright, and mouth as far open, as their sound's lower bands are loud.
+
+    The upper bands are as soft: the network normalizes the level of the whole away.
+    """
+    made = []
+    for number in range(2):
+        rising = np.linspace(0, 1, 30)
+        loud = rising if number else rising[::-1]
+        crops = np.full((30, 80, 80, 3), 90 + 40 * number, np.uint8)
+        crops[:, 40:] = (90 + 160 * loud).astype(np.uint8)[:, None, None, None]
+        # a mel window begins at its frame, at 80 steps per second
+        heard = 8 * loud[np.arange(96) * FPS // 80] - 4
+        mel = np.repeat([heard, -heard], 40, axis=0).astype(np.float32)
+        around = np.pad(0.2 * loud, OPENING_NEIGHBOURS, constant_values=np.nan).astype(np.float32)
+        openings = np.lib.stride_tricks.sliding_window_view(around, OPENINGS)
+        made.append(Clip(crops, np.arange(25), mel, openings).part(0, 25))
+    return made
 
 
 def mouth(x: float = 50, y: float = 60, width: float = 30, opening: float = 0.2) -> np.ndarray:

@@ -13,7 +13,7 @@ from skimage import data
 
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import build_track, find_faces, fixed_track
+from face_detection.tracks import build_track, find_faces
 from guided_diffusion.video_util import open_video
 
 FPS = 25
@@ -177,6 +177,29 @@ def test_cost_comes_from_stats(clip: dict[str, str], tmp_path: Path) -> None:
     assert said["cost"] == {"sample ms/frame": 12.5, "peak rss MiB": 800.0}
 
 
+def test_the_masks_edge_is_where_the_result_was_hidden(clip: dict[str, str], tmp_path: Path) -> None:
+    """A step at a fifth of the box's height, as of --face_hide_percentage 0.8."""
+    frames = np.stack(list(open_video(clip["source"]).frames(stop=2)))
+    faces = find_faces(frames, FaceAlignment("dlib").detect, batch_size=8)
+    track = build_track(faces, 2, pads=(0, 0, 0, 0))
+    for frame, (y1, y2, x1, x2) in zip(frames, track.boxes, strict=True):
+        part = frame[y1 + int((1 - 0.8) * (y2 - y1)) : y2, x1:x2]
+        part[:] = np.clip(part.astype(int) + 20, 0, 255)
+    result = str(write_video(tmp_path / "result.mp4", frames, crf=0))
+    stats = tmp_path / "stats.json"
+    stats.write_text(
+        json.dumps({"ms_per_frame": {}, "peak_memory_mib": {}, "options": {"face_hide_percentage": 0.8}})
+    )
+    given = ["--stats", str(stats)]
+    hidden, flag_wins = (
+        values_of(result, clip, tmp_path, *flags)["metrics"]["seam_mask"]
+        for flags in (given, [*given, "--face_hide_percentage", "0.5"])
+    )
+    assert hidden > 1.3
+    assert flag_wins < 1.1
+    assert evaluate.read_stats(None) == ({}, 0.5)
+
+
 def test_bad_input_is_one_line_and_status_2(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +213,7 @@ def test_bad_input_is_one_line_and_status_2(
         ([clip["source"], "--source", "nothing.mp4"], "nothing.mp4"),
         ([clip["source"], "--source", clip["source"], "--reference", "nothing.mp4"], "nothing.mp4"),
         ([clip["source"], "--source", clip["source"], "--stats", str(text)], "--stats"),
+        ([clip["source"], "--source", clip["source"], "--face_hide_percentage", "1.5"], "--face_hide_percentage 1.5"),
         ([clip["source"], "--source", clip["source"], "--truth", str(text)], "--truth"),
         ([clip["source"], "--source", clip["source"], "--syncnet_weights", str(tmp_path)], "syncnet_v2.model"),
     ):
@@ -197,10 +221,3 @@ def test_bad_input_is_one_line_and_status_2(
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("evaluate.py: error: ")
         assert words in line
-
-
-def test_box_beyond_the_frame_is_measured_where_it_is_visible(tmp_path: Path) -> None:
-    """The measures take slices of the frame, in which a negative corner counts from the other end."""
-    write_video(tmp_path / "v.mp4", np.zeros((2, 64, 96, 3), np.uint8), FPS)
-    video = open_video(str(tmp_path / "v.mp4"), FPS)
-    assert evaluate.Clips(video, video, None, fixed_track(2, (-5, 40, 60, 110))).box(1) == (0, 40, 60, 96)

@@ -1,5 +1,6 @@
 """Stages on a crop, its way into the frame, and the measures of the composite on known answers."""
 
+import weakref
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -13,15 +14,22 @@ from conftest import mouth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from skimage.metrics import structural_similarity
 
 from face_detection.api import LIP
+from face_detection.lip_metrics import landmark_distance, mouth_opening
 from guided_diffusion.streams import Box, Face, Item
 from guided_diffusion.tfg_data_util import create_gradient_mask, to_float
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import (
+    FRAME_MEASURES,
     LARGEST_OPENING,
+    METRICS,
+    REFERENCE_METRICS,
     Alpha,
     LipAlpha,
+    QualityMeter,
+    QualityScores,
     adaptive_mask_size,
     at_box,
     box_contour,
@@ -33,13 +41,16 @@ from post_processing import (
     generated_alpha,
     lip_sharpness,
     mask_contour,
+    measure_frame,
     outside_difference,
     paste_crop,
     paste_stage,
+    psnr,
     ring_delta_e,
     seam_ratio,
     sharpen,
 )
+from temporal_consistency import FlickerMeter, WarpErrorMeter
 
 
 @pytest.fixture
@@ -430,6 +441,8 @@ def test_a_step_on_the_masks_edge_raises_the_seam_ratio_by_its_height_over_the_s
     stepped = brightened(frame, (edge, 71, 0, 100), 20)
     assert seam_ratio(frame, mask_contour(BOX)) == pytest.approx(1)
     assert seam_ratio(stepped, mask_contour(BOX)) == pytest.approx(22.333 / 2.333, rel=1e-3)
+    hidden_less = brightened(frame, (54, 71, 0, 100), 20)  # 30 + int(0.6 * 41)
+    assert seam_ratio(hidden_less, mask_contour(BOX, 0.4)) == pytest.approx(22.333 / 2.333, rel=1e-3)
     for miss in (-1, 1):
         y1, y2, x1, x2 = BOX
         assert seam_ratio(stepped, mask_contour((y1 + miss, y2 + miss, x1, x2))) == pytest.approx(1)
@@ -552,3 +565,195 @@ def test_the_margin_covers_what_chroma_subsampling_spreads(box: tuple[int, int, 
         decoded.append(next(open_video(str(tmp_path / "one.mp4")).frames()))
     assert outside_difference(*decoded, box) == 0
     assert outside_difference(*decoded, (y1 + 3, y2 - 3, x1 + 3, x2 - 3)) > 0
+
+
+# --- the meter
+
+
+def landmarks_of(frame: np.ndarray, box: Box) -> np.ndarray:
+    """float32 [68, 2]: a face in the box, whose mouth is the further open the brighter the frame's first pixel is."""
+    y1, y2, x1, x2 = box
+    points = np.random.default_rng(0).uniform(0.1, 0.9, (68, 2))
+    points[LIP] = mouth(0.5, 0.75, 0.4, opening=float(frame[0, 0, 0]) / 255)
+    return (points * (x2 - x1, y2 - y1) + (x1, y1)).astype(np.float32)
+
+
+def filmed(n_frames: int = 6) -> tuple[list[Item], list[np.ndarray]]:
+    """Items with source, face and result, and references, 100 x 110 px: all three differ more from frame to frame."""
+    rng = np.random.default_rng(1)
+    picture = cv2.GaussianBlur(rng.normal(size=(120, 130)).astype(np.float32), (0, 0), 1.5)
+    items, references = [], []
+    for t in range(n_frames):
+        moved = 128 + 25 * picture[t // 2 : t // 2 + 100, t : t + 110, None] / picture.std()
+        source, reference, result = (
+            np.clip(moved + rng.normal(0, level, (100, 110, 3)), 0, 255).astype(np.uint8) for level in (1, 2, 3 + t)
+        )
+        result[52:90, 15:95] = np.clip(result[52:90, 15:95] * np.float32(1.1 + 0.05 * (t % 2)), 0, 255)
+        for frame, brightness in ((source, 40), (reference, 90), (result, 120 + 10 * t)):
+            frame[0, 0] = brightness
+        items.append(Item(source, Face(t, (10 + t % 2, 90, 15, 95)), picture=result))
+        references.append(reference)
+    return items, references
+
+
+def scores_of(items: list[Item], references: list[np.ndarray] | None = None, hidden: float = 0.5) -> QualityScores:
+    meter = QualityMeter(landmarks_of, hidden)
+    for item, reference in zip(items, references or [None] * len(items), strict=True):
+        meter.update(item, reference)
+    return meter.scores()
+
+
+@pytest.mark.parametrize("hidden", [0.5, 0.3])
+def test_the_meter_has_each_measure_under_its_name(hidden: float) -> None:
+    items, references = filmed()
+    scores = scores_of(items, references, hidden)
+    expected: dict[str, list[float]] = {}
+    ratios: dict[str, list[tuple[float, float]]] = {}
+    for item, reference in zip(items, references, strict=True):
+        (y1, y2, x1, x2), source, result = item.face.box, item.frame, item.picture  # type: ignore[union-attr]
+        box, middle = (y1, y2, x1, x2), (y1 + y2) // 2
+        whole, lower = (slice(y1, y2), slice(x1, x2)), (slice(middle, y2), slice(x1, x2))
+        lips = landmarks_of(source, box)[LIP]
+        for name, value in {
+            "delta_e_excess": ring_delta_e(result, box) - ring_delta_e(source, box),
+            "outside_difference": outside_difference(source, result, box),
+            "mouth_opening": mouth_opening(landmarks_of(result, box)),
+            "lmd": landmark_distance(landmarks_of(result, box), landmarks_of(reference, box)),
+            "ssim_face": structural_similarity(result[whole], reference[whole], channel_axis=2),
+            "ssim_lower": structural_similarity(result[lower], reference[lower], channel_axis=2),
+            "psnr_face": cv2.PSNR(result[whole], reference[whole]),
+            "psnr_lower": cv2.PSNR(result[lower], reference[lower]),
+        }.items():
+            expected.setdefault(name, []).append(value)
+        for name, pair in {
+            "seam_mask": [seam_ratio(frame, mask_contour(box, hidden)) for frame in (result, source)],
+            "seam_box": [seam_ratio(frame, box_contour(box)) for frame in (result, source)],
+            "lip_sharpness": [lip_sharpness(frame, lips) for frame in (result, source)],
+        }.items():
+            ratios.setdefault(name, []).append((pair[0], pair[1]))
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores.series[name], values, rtol=1e-5, err_msg=name)
+    for name, pairs in ratios.items():
+        np.testing.assert_allclose(scores.series[name], [one / other for one, other in pairs], err_msg=name)
+        assert scores.metrics[name] == pytest.approx(np.divide(*np.mean(pairs, axis=0)))
+    for name in ("delta_e_excess", "ssim_face", "ssim_lower", "lmd"):
+        assert scores.metrics[name] == pytest.approx(np.mean(expected[name]))
+    assert scores.metrics["delta_e_deviation"] == pytest.approx(np.std(expected["delta_e_excess"]))
+    assert scores.metrics["outside_difference"] == max(expected["outside_difference"])
+    for name in ("psnr_face", "psnr_lower"):  # of the mean square error over all frames
+        errors = [10 ** (-value / 10) for value in expected[name]]
+        assert scores.metrics[name] == pytest.approx(-10 * np.log10(np.mean(errors)), rel=1e-5)
+
+
+def test_the_meter_measures_all_that_needs_no_sound() -> None:
+    items, references = filmed()
+    added = {"lpips_face", "sync_peak_r", "sync_lag_ms", "sync_r0", "sync_z", "truth_r", "lse_c", "lse_d"}
+    names = {metric.name for metric in METRICS} - added
+    scores = scores_of(items, references)
+    assert scores.metrics.keys() == names
+    assert scores.series.keys() == names - {"delta_e_deviation"} | {"mouth_opening"}
+    assert all(len(series) == len(items) for series in scores.series.values())
+    flicker, warp = FlickerMeter(), WarpErrorMeter()
+    for item in items:
+        assert item.face is not None
+        known = replace(item, face=replace(item.face, landmarks=landmarks_of(item.frame, item.face.box)))
+        flicker.update(known)
+        warp.update(known)
+    assert scores.metrics["flicker_brightness"] == flicker.scores().brightness > 1.5
+    assert scores.metrics["flicker_texture"] == flicker.scores().texture > 1.5
+    assert scores.metrics["warp_error"] == warp.scores().ratio > 5
+    np.testing.assert_array_equal(scores.series["flicker_brightness"], flicker.scores().brightness_series)
+    np.testing.assert_array_equal(scores.series["flicker_texture"], flicker.scores().texture_series)
+    np.testing.assert_array_equal(scores.series["warp_error"], warp.scores().series)
+    alone = scores_of(items)
+    assert alone.metrics.keys() == names - set(REFERENCE_METRICS)
+    assert not alone.not_measured
+    assert all(alone.metrics[name] == scores.metrics[name] for name in alone.metrics)
+
+
+def test_frames_are_measured_by_name() -> None:
+    items, references = filmed(1)
+    landmarks = landmarks_of(items[0].frame, (10, 90, 15, 95))
+    item = replace(items[0], face=Face(0, (10, 90, 15, 95), landmarks))
+    assert measure_frame(item, references[0], landmarks_of, 0.5).keys() == set(FRAME_MEASURES)
+
+
+def test_a_result_equal_to_its_source_is_ideal() -> None:
+    items = [replace(item, picture=item.frame) for item in filmed()[0]]
+    scores = scores_of(items, [item.frame for item in items])
+    for name in ("delta_e_excess", "delta_e_deviation", "outside_difference", "lmd"):
+        assert scores.metrics.pop(name) == pytest.approx(0, abs=1e-6)
+    for name in ("psnr_face", "psnr_lower"):
+        assert scores.metrics.pop(name) == 100
+    assert list(scores.metrics.values()) == pytest.approx([1] * 8)
+
+
+def test_frames_without_a_face_and_unknown_landmarks_leave_gaps() -> None:
+    """Where there was no face the series of PSNR said 100 dB."""
+    items, references = filmed()
+    items[2] = replace(items[2], face=None)
+    items[4] = replace(items[4], face=Face(4, (200, 260, 15, 95)))  # all of it outside
+    scores = scores_of(items, references)
+    for name in ("psnr_face", "seam_box", "mouth_opening", "outside_difference"):
+        assert np.isnan(scores.series[name]).tolist() == [t in (2, 4) for t in range(6)]
+    assert "flicker is measured in 0 of 6 frames" in scores.notes[0]
+    assert "no five frames" in scores.not_measured["flicker_texture"]
+    nothing = scores_of([replace(item, face=None) for item in items])
+    assert not nothing.metrics
+    assert nothing.not_measured["seam_mask"] == "no frame of it could be measured"
+    blind = QualityMeter(lambda _frame, _box: None)
+    for item, reference in zip(items, references, strict=True):
+        blind.update(item, reference)
+    said = blind.scores()
+    assert {"lip_sharpness", "lmd"} <= said.not_measured.keys()
+    assert "seam_box" in said.metrics
+    assert np.isnan(said.series["mouth_opening"]).all()
+
+
+def test_landmarks_that_an_item_has_are_not_looked_for_again() -> None:
+    items, _ = filmed(1)
+    box = (10, 90, 15, 95)
+    elsewhere = landmarks_of(items[0].frame, box) - 20
+    meter = QualityMeter(landmarks_of)
+    meter.update(replace(items[0], face=Face(0, box, elsewhere)))
+    picture = items[0].picture
+    assert picture is not None
+    expected = lip_sharpness(picture, elsewhere[LIP]) / lip_sharpness(items[0].frame, elsewhere[LIP])
+    assert meter.scores().metrics["lip_sharpness"] == pytest.approx(expected)
+
+
+def test_the_meter_keeps_no_more_than_five_frames() -> None:
+    meter = QualityMeter(landmarks_of)
+    kept = []
+    items, references = filmed(12)
+    while items:
+        item = items.pop()
+        kept += [weakref.ref(item.frame), weakref.ref(item.picture)]
+        meter.update(item, references.pop())
+        del item
+    assert sum(ref() is not None for ref in kept) <= 2 * 5
+
+
+def test_psnr_of_known_errors() -> None:
+    np.testing.assert_allclose(psnr(np.array([0, 255**2, 65.025, np.nan])), [100, 0, 30, np.nan])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(-60, 130), st.integers(-60, 130), st.integers(1, 90), st.integers(1, 90))
+def test_a_box_anywhere_is_measured_or_nan(y: int, x: int, height: int, width: int) -> None:
+    """Boxes may reach beyond the frame; negative rows counted from below, and an empty region was an exception."""
+    items, references = filmed(2)
+    box = (y, y + height, x, x + width)
+    items = [replace(item, face=Face(t, box)) for t, item in enumerate(items)]
+    scores = scores_of(items, references)
+    assert all(np.isfinite(value) for value in scores.metrics.values())
+    is_visible = y < 100 and x < 110 and y + height > 0 and x + width > 0
+    assert ("psnr_face" in scores.metrics) == is_visible
+
+
+def test_of_a_box_beyond_the_frame_the_sides_inside_have_seams() -> None:
+    flat = np.full((100, 100, 3), 90, np.uint8)
+    for box in ((-30, 60, -20, 70), (-300, 60, -200, 70)):
+        assert seam_ratio(brightened(flat, (0, 60, 0, 70), 20), box_contour(box)) == pytest.approx(1 + 3 * 20)
+    assert np.isnan(seam_ratio(flat, box_contour((120, 150, 20, 60))))
+    assert np.isnan(seam_ratio(flat, box_contour((20, 60, -90, -10))))

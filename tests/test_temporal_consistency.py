@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.streams import Box, Face, Item
+from guided_diffusion.tfg_data_util import inside_frame
 from temporal_consistency import FlickerMeter, FlickerScores, WarpError, WarpErrorMeter, _trusted, head_motion
 
 SIZE = 160
@@ -98,12 +100,22 @@ class SlowDrift:
         return face * (1 + 0.05 * np.sin(np.pi * self.frame / 25))
 
 
+def item(
+    source: np.ndarray,
+    result: np.ndarray,
+    box: Box | None = BOX,
+    landmarks: np.ndarray | None = LANDMARKS,
+    is_cut: bool = False,
+) -> Item:
+    return Item(source, Face(0, box, landmarks, is_cut) if box else None, picture=result)
+
+
 def measure(change: Change, n_frames: int = N_FRAMES) -> tuple[FlickerScores, WarpError]:
     flicker, warp = FlickerMeter(), WarpErrorMeter()
     results = changed(swaying_head(), change)
     for source, result in islice(zip(swaying_head(), results, strict=True), n_frames):
-        flicker.update(source, result, BOX, LANDMARKS)
-        warp.update(source, result, BOX)
+        flicker.update(item(source, result))
+        warp.update(item(source, result))
     return flicker.scores(), warp.scores()
 
 
@@ -168,7 +180,7 @@ def test_the_upper_face_does_not_count() -> None:
     rng = np.random.default_rng(2)
     for frame in swaying_head():
         result = np.clip(np.rint(frame * (1 + 0.01 * rng.normal())), 0, 255).astype(np.uint8)
-        meter.update(frame, result, BOX, LANDMARKS)
+        meter.update(item(frame, result))
     below, _ = measure(gain_jitter)
     assert meter.scores().brightness == pytest.approx(below.brightness, abs=0.01)
     assert meter.scores().brightness > 1.7
@@ -179,8 +191,8 @@ def test_movement_is_registered_away() -> None:
     flicker, warp = FlickerMeter(), WarpErrorMeter()
     for t in range(7):
         frame = np.roll(texture(), (t * t // 2, t), axis=(0, 1))
-        flicker.update(frame, frame, BOX, LANDMARKS)
-        warp.update(frame, frame, BOX)
+        flicker.update(item(frame, frame))
+        warp.update(item(frame, frame))
     assert np.nanmax(flicker.scores().texture_series) < 0.5
     assert np.nanmax(warp.scores().series) < 1
 
@@ -217,9 +229,9 @@ def test_large_faces_are_measured_small() -> None:
     box, big_box = (2, 258, 2, 258), (6, 774, 6, 774)
     for source, result in islice(zip(swaying_head(), changed(swaying_head(), gain_jitter), strict=True), 12):
         source, result = (cv2.resize(frame, (320, 320)) for frame in (source, result))
-        small.update(source, result, box, LANDMARKS * 2)
+        small.update(item(source, result, box, LANDMARKS * 2))
         big = [cv2.resize(frame, (960, 960), interpolation=cv2.INTER_NEAREST) for frame in (source, result)]
-        large.update(*big, big_box, LANDMARKS * 6)
+        large.update(item(*big, big_box, LANDMARKS * 6))
     assert large.scores().n_frames == 8
     assert large.scores().brightness == pytest.approx(small.scores().brightness, rel=0.02)
     assert large.scores().texture == pytest.approx(small.scores().texture, rel=0.02)
@@ -230,8 +242,9 @@ def test_nothing_is_measured_across_a_cut_or_a_frame_without_a_face(gap: str) ->
     flicker, warp = FlickerMeter(), WarpErrorMeter()
     for t, frame in enumerate(islice(swaying_head(), 16)):
         box = None if t == 8 and gap == "no face" else BOX
-        flicker.update(frame, frame, box, LANDMARKS, is_cut=t == 8 and gap == "cut")
-        warp.update(frame, frame, box, is_cut=t == 8 and gap == "cut")
+        this = item(frame, frame, box, is_cut=t == 8 and gap == "cut")
+        flicker.update(this)
+        warp.update(this)
     steps = np.flatnonzero(~np.isnan(warp.scores().series)).tolist()
     frames = np.flatnonzero(~np.isnan(flicker.scores().texture_series)).tolist()
     assert frames == ([2, 3, 4, 5, 10, 11, 12, 13] if gap == "cut" else [2, 3, 4, 5, 11, 12, 13])
@@ -243,14 +256,14 @@ def test_an_unseen_cut_breaks_the_window() -> None:
     meter = FlickerMeter()
     for t, frame in enumerate(islice(swaying_head(), 12)):
         picture = frame if t < 6 else texture(seed=5)
-        meter.update(picture, picture, BOX, LANDMARKS)
+        meter.update(item(picture, picture))
     assert np.flatnonzero(~np.isnan(meter.scores().texture_series)).tolist() == [2, 3, 8, 9]
 
 
 def test_a_frame_without_landmarks_is_not_measured_but_serves_its_neighbours() -> None:
     meter = FlickerMeter()
     for t, frame in enumerate(islice(swaying_head(), 9)):
-        meter.update(frame, frame, BOX, None if t == 4 else LANDMARKS)
+        meter.update(item(frame, frame, landmarks=None if t == 4 else LANDMARKS))
     assert np.flatnonzero(~np.isnan(meter.scores().texture_series)).tolist() == [2, 3, 5, 6]
 
 
@@ -259,17 +272,47 @@ def test_what_cannot_be_measured_is_nan() -> None:
     assert np.isnan([FlickerMeter().scores().brightness, WarpErrorMeter().scores().ratio]).all()
     flicker, warp = FlickerMeter(), WarpErrorMeter()
     for _ in range(6):
-        flicker.update(texture(), texture(), BOX, LANDMARKS)
-        warp.update(texture()[:10, :10], texture()[:10, :10], (1, 9, 1, 9))
+        flicker.update(item(texture(), texture()))
+        warp.update(item(texture()[:10, :10], texture()[:10, :10], (1, 9, 1, 9)))
     assert flicker.scores().n_frames == 2
     assert np.isnan([flicker.scores().brightness, flicker.scores().texture, warp.scores().ratio]).all()
 
 
 def test_videos_of_different_size_are_refused() -> None:
     with pytest.raises(InputError, match=r"160x160 \(source\) and 80x160 \(result\)"):
-        FlickerMeter().update(texture(), texture()[:, :80], BOX, LANDMARKS)
+        FlickerMeter().update(item(texture(), texture()[:, :80]))
     with pytest.raises(InputError, match="equal size"):
-        WarpErrorMeter().update(texture(), texture()[:, :80], BOX)
+        WarpErrorMeter().update(item(texture(), texture()[:, :80]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(-150, 200), st.integers(-150, 200), st.integers(1, 150), st.integers(1, 150))
+def test_a_box_anywhere_is_measured_by_what_is_inside_the_frame(y: int, x: int, height: int, width: int) -> None:
+    """Negative indices counted from the other side: a face at the upper or left edge was another place, or a crash."""
+    flicker, warp = FlickerMeter(), WarpErrorMeter()
+    box = (y, y + height, x, x + width)
+    inside, _ = inside_frame(box, (SIZE, SIZE))
+    rng = np.random.default_rng(0)
+    for t in range(5):
+        frame = np.roll(texture(), t, axis=1)
+        noisy = np.clip(frame + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8)
+        result = noisy.copy()
+        result[inside] = frame[inside]
+        flicker.update(item(noisy, result, box))
+        warp.update(item(noisy, result, box))
+    assert np.isnan(flicker.scores().texture) or flicker.scores().texture < 0.8
+    assert np.isnan(warp.scores().ratio) or warp.scores().ratio < 0.8
+
+
+@pytest.mark.parametrize("place", [-40, 0, 90])
+def test_a_face_half_outside_moves_and_is_measured(place: int) -> None:
+    box = (30, 130, place, place + 100)
+    meter, warp = FlickerMeter(), WarpErrorMeter()
+    for frame in islice(swaying_head(), 8):
+        meter.update(item(frame, frame, box))
+        warp.update(item(frame, frame, box))
+    assert head_motion(texture(), moved(texture(), similarity(0, 1, 2, 1)), box) is not None
+    assert (meter.scores().n_frames, warp.scores().n_frames) == (4, 7)
 
 
 @settings(max_examples=25, deadline=None)
