@@ -7,7 +7,8 @@ composite milliseconds per 590 x 590 frame for pasting, blending, sharpening, li
           of the time that sampling a frame takes at the paper's size and in 25 steps
 pipeline  milliseconds per frame of pass 2 with stubs of 10 and 30 ms a frame for a GPU's sampler, all in one thread and
           as streams; how long the stub was busy meanwhile, and the part that most time went into
-memory    peak resident size of a whole run with a stub for the sampler, for 6 s and for 60 s of the same clip
+memory    peak resident size of a whole run with a stub for the sampler, for 6 and 60 s of one clip and 1 and 60 minutes
+          of sound
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,9 +31,10 @@ from torch import Tensor
 
 import _path  # noqa: F401
 import generate
+from audio.hparams import front_end
 from face_detection.api import FaceAlignment
+from face_detection.playback import Playback
 from face_detection.tracks import fixed_track
-from guided_diffusion import video_util
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -52,7 +55,7 @@ from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, 
 
 PARTS = ("sampling", "media", "composite", "pipeline", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
-SECONDS = (6, 60)
+SECONDS_OF_VIDEO_AND_SOUND = ((6, 60), (60, 60), (6, 3600))
 PIPELINE_FRAMES = 200  # x264 looks ahead by 40, whose encoding comes at the end and beside nothing
 STUB_MS = (10, 30)
 X264_PRESETS = ("medium", "superfast")
@@ -276,7 +279,7 @@ def benchmark_pipeline(clips: Sequence[list[np.ndarray]], folder: Path) -> None:
     """Pass 2 without --save_orig: decoding, sampling, the plain paste and encoding with sound."""
     print("\npipeline, plain paste, no --save_orig")
     audio = str(folder / "pipeline.wav")
-    soundfile.write(audio, np.random.default_rng(0).normal(0, 0.1, (10 * 48000, 2)), 48000)
+    write_noise(audio, 10)
     n = PIPELINE_FRAMES
     for number, frames in enumerate(clips):
         video = str(folder / f"pipeline{number}.mp4")
@@ -304,7 +307,7 @@ def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -
     """Seconds of a second pass over a face that stays in its box, and where they went."""
     options = generate.Options(
         video_path=video, audio_path=audio, out_path=f"{video}.out.mp4", model_path="stub", is_voxceleb2=False,
-        face_detector="dlib", save_orig=False,
+        face_detector="dlib", save_orig=False, x264_preset=preset,
     )  # fmt: skip
     config, timings, job = ModelConfig(), Timings(), generate.single_job(options)
 
@@ -312,31 +315,42 @@ def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -
         time.sleep(stub_ms * len(batch.crops) / 1000)  # as a GPU does, it leaves the interpreter to others
         return np.stack([resize_crop(crop, config.image_size, config.image_size) for crop in batch.crops])
 
-    clip = generate.open_clip(job, options)
-    playback = generate.Playback(clip.video, fixed_track(PIPELINE_FRAMES, box), clip.n_windows, options)
-    size = options.sampling_batch_size
+    clip = generate.open_clip(job, options, front_end(config))
+    playback = Playback(clip.video, fixed_track(PIPELINE_FRAMES, box), clip.n_windows)
+    size = options.sampling_batch_size * config.nframes
     batches = plan_batches(playback.n_output, size, playback.shot_starts)
     sampler: Sampler = timings.measure("sample")(stub)
-    passes = generate.SecondPass(clip, playback, sampler, batches, size, timings)
     stages = generate.build_stages(options, config.image_size, None)
-    with patch.object(video_util, "X264_PRESET", preset):
-        return timed(lambda: generate.write_result(job, passes, stages, options)), timings
+
+    def run() -> None:
+        items = generate.sampled_items(batches, clip, playback, sampler, options, size, timings)
+        with closing(generate.ahead(items, size)) as sampled:
+            stream = timings.iterate(None, sampled)
+            generate.write_result(job, clip.video, stream, playback.n_output, stages, options, timings)
+
+    return timed(run), timings
 
 
 # ----------------------------------------------------------------------------------------------------------- memory
 
 
 def benchmark_memory(frames: list[np.ndarray], folder: Path) -> None:
-    rss = {}
-    print("\nmemory, whole run with a stub sampler")
-    for seconds in SECONDS:
-        video, audio = str(folder / f"{seconds}.mp4"), str(folder / f"{seconds}.wav")
-        write(video, islice(cycle(frames + frames[::-1]), seconds * FPS))
-        soundfile.write(audio, np.random.default_rng(0).normal(0, 0.1, (seconds * 48000, 2)), 48000)
+    print("\nmemory, whole run with a stub sampler, the video cut at its end")
+    for video_seconds, sound_seconds in SECONDS_OF_VIDEO_AND_SOUND:
+        video, audio = str(folder / f"{video_seconds}.mp4"), str(folder / f"{sound_seconds}.wav")
+        write(video, islice(cycle(frames + frames[::-1]), video_seconds * FPS))
+        write_noise(audio, sound_seconds)
         command = [sys.executable, str(Path(__file__)), "--measure_memory", video, audio]
-        rss[seconds] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-        print(f"  {seconds} s of video: {rss[seconds]:.0f} MiB")
-    print(f"  ratio: {rss[SECONDS[1]] / rss[SECONDS[0]]:.3f}")
+        rss = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        print(f"  {video_seconds} s of video, {sound_seconds} s of sound: {rss:.0f} MiB")
+
+
+def write_noise(path: str, seconds: int, rate: int = 48000) -> None:
+    """Stereo, written second by second."""
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", rate, 2) as file:
+        for _ in range(seconds):
+            file.write(rng.normal(0, 0.1, (rate, 2)))
 
 
 def measure_memory(video: str, audio: str) -> float:
