@@ -330,9 +330,9 @@ def sampled_items(
         return
     reference = playback.reference(options.sampling_ref_type, options.sampling_seed)
     decoded = timings.iterate("decode", playback.items(batches[0].start, batches[-1].stop))
-    decoded = timings.iterate(None, ahead(decoded, batch_size))
-    yield from generate_crops(decoded, batches, sampler, clip.mel_window, reference)
-    next(decoded, None)  # its end, so that its thread need not be interrupted
+    with closing(timings.iterate(None, ahead(decoded, batch_size))) as frames:
+        yield from generate_crops(frames, batches, sampler, clip.mel_window, reference)
+        next(frames, None)  # its end, so that its thread need not be interrupted
 
 
 def build_stages(options: Options, image_size: int, detector: FaceAlignment | None) -> Stages:

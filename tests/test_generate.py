@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -19,16 +22,33 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
+from audio.hparams import DEFAULT
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
-from face_detection.tracks import build_track, find_faces, voxceleb2_box
-from generate import Options, build_stages, create_argparser, main, parse_options
+from face_detection.tracks import VideoFaces, build_track, find_faces, voxceleb2_box
+from generate import (
+    Clip,
+    Options,
+    Tools,
+    WorkFiles,
+    build_stages,
+    create_argparser,
+    find_track,
+    load_tools,
+    main,
+    parse_options,
+    work_files,
+)
+from guided_diffusion import streams
+from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
+from guided_diffusion.jobs import Job
+from guided_diffusion.logger import Timings
 from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
-from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
+from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.streams import Face, Item, Stages, per_face
-from guided_diffusion.video_util import source_index
+from guided_diffusion.video_util import open_video, source_index
 from post_processing import paste_stage
 
 ROOT = Path(__file__).parent.parent
@@ -526,6 +546,198 @@ def test_stored_samples_are_composited_again(
     result_of(stored, "--sampling_seed", "8")
     assert len(list((tmp_path / "work").glob("samples-*"))) == 2
     assert speech.exists()
+
+
+# Which part of a run each option changes first. Written out: read from the options it would agree with any of them.
+AFFECTS = {
+    "faces": {
+        "video_fps": 30.0, "face_detector": "dlib", "detection_size": 640, "is_voxceleb2": False,
+    },
+    "sampling": {
+        "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
+        "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
+        "sampling_input_type": "first_frame", "use_ddim": True, "timestep_respacing": "ddim10", "clip_denoised": False,
+    },
+    "nothing stored": {
+        "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",
+        "save_orig": False, "crf": 20, "x264_preset": "superfast", "generate_from_filelist": True, "filelist": "l.txt",
+        "test_video_dir": "folder", "sample_path": "results", "sample_partition": "part", "skip_existing": True,
+        "face_det_batch_size": 8, "use_fp16": False, "device": "cpu", "blur_kernel_size": 15,
+        "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
+        "stats": "stats.json", "work_dir": "elsewhere",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A detector that is only asked what detections depend on."""
+
+    weights: str = "1"
+
+    def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
+        return {"weights": self.weights, "landmarks": str(with_landmarks)}
+
+
+@pytest.fixture
+def keyed(video: Path, speech: Path, tmp_path: Path) -> tuple[Job, Options, Tools]:
+    for source, name in ((video, "v.mp4"), (speech, "a.wav")):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    job = Job(str(tmp_path / "v.mp4"), str(tmp_path / "a.wav"), "out.mp4")
+    options = Options(video_path="v", audio_path="a", model_path="m", sampling_seed=7, work_dir="work")
+    return job, options, Tools(ModelConfig(), black, Fingerprint(), {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
+
+
+def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str]:
+    files = work_files(job, options, tools)
+    return files.faces.name, files.samples.name
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Options)])
+def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: tuple[Job, Options, Tools]) -> None:
+    job, options, tools = keyed
+    (part,) = (part for part, values in AFFECTS.items() if name in values)
+    changed = copy(options)
+    object.__setattr__(changed, name, AFFECTS[part][name])  # one alone, whatever the rules between options
+    assert getattr(options, name) != getattr(changed, name)
+    (faces, samples), (new_faces, new_samples) = keys(job, options, tools), keys(job, changed, tools)
+    # landmarks are stored with the faces of other detectors than dlib; the samples do not depend on them
+    assert (new_faces != faces) == (part == "faces" or name == "landmark_mask")
+    assert (new_samples != samples) == (part in ("faces", "sampling"))
+
+
+def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the digest of the sound or of the checkpoint out of the key, old samples came back with new inputs."""
+    job, options, tools = keyed
+    faces, samples = keys(job, options, tools)
+    assert keys(job, options, tools) == (faces, samples)
+    other_weights = replace(tools, sampler_key={"checkpoint": "2"})
+    assert keys(job, options, other_weights)[0] == faces
+    assert keys(job, options, other_weights)[1] != samples
+    other_detector = keys(job, options, replace(tools, detector=Fingerprint("2")))  # type: ignore[arg-type]
+    assert other_detector[0] != faces
+    assert other_detector[1] != samples
+    for path, same_faces in ((job.audio_path, True), (job.video_path, False)):
+        before = Path(path).read_bytes()
+        Path(path).write_bytes(before + b"x")
+        changed = keys(job, options, tools)
+        assert (changed[0] == faces) == same_faces
+        assert changed[1] != samples
+        Path(path).write_bytes(before)
+    monkeypatch.setattr(generate, "versions", lambda: {"opencv-python": "0"})
+    assert keys(job, options, tools)[0] != faces
+    assert keys(job, options, tools)[1] != samples
+
+
+def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    state_dict = torch.load(checkpoint, weights_only=True)
+    torch.save({name: tensor + 0.01 for name, tensor in state_dict.items()}, other)
+    other.with_suffix(".json").write_text(json.dumps(small_config))
+    options = Options(
+        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir="work", device="cpu"
+    )
+    one, two = (load_tools(replace(options, model_path=str(path)), {}, Ranks()) for path in (checkpoint, other))
+    assert one.sampler_key != two.sampler_key
+    assert one.sampler_key == load_tools(options, {}, Ranks()).sampler_key
+    assert one.sampler_key["arithmetic"] == ["cpu", False]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Sees one face, whose landmarks shake by a pixel, and counts the frames that it looks at."""
+
+    seen: list[int]
+
+    def detect(self, images: list[np.ndarray], with_landmarks: bool) -> list[list[Detection]]:
+        assert with_landmarks
+        found = []
+        for _ in images:
+            landmarks = np.full((68, 2), 60 + len(self.seen) % 2, np.float32)
+            self.seen.append(1)
+            found.append([Detection((20.0, 20.0, 100.0, 100.0), 1.0, landmarks)])
+        return found
+
+
+def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, tmp_path: Path) -> None:
+    """And landmarks are steadied for the mask, but not stored so."""
+    options = Options(
+        video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False, landmark_mask=True
+    )
+    detector = Detector([])
+    tools = Tools(ModelConfig(), black, detector, {}, Ranks())  # type: ignore[arg-type]
+    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "samples")
+    source = open_video(str(video))
+    for n_windows, looked_at in ((5, 5), (4, 5), (9, 9), (30, 12), (40, 12)):
+        clip = Clip(source, np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), n_windows)
+        track = find_track(clip, options, tools, files, Ranks(), Timings())
+        assert len(track.boxes) == min(n_windows, 12)
+        assert len(detector.seen) == looked_at
+        assert track.landmarks is not None
+        np.testing.assert_allclose(track.landmarks[2:-2], 60.5)
+    stored = VideoFaces.load(files.faces)
+    assert {float(faces[0].landmarks[0, 0]) for faces in stored.faces} == {60.0, 61.0}  # type: ignore[index]
+
+
+def test_sound_that_is_cut_off_is_said(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = write_video(tmp_path / "short.mp4", np.full((8, 224, 224, 3), 90, np.uint8))
+    result_of(job, "--video_path", str(clip))
+    assert "0.6 s of it are cut off; with --audio_longer pingpong" in capsys.readouterr().err
+    result_of(job, "--video_path", str(clip), "--audio_longer", "pingpong")
+    assert "cut off" not in capsys.readouterr().err
+
+
+def test_the_result_can_last_as_long_as_the_sound(job: list[str]) -> None:
+    flags = ["--audio_longer", "loop"]
+    assert len(result_of(job, *flags)) == 22
+    assert len(result_of(job, *flags, "--pad_audio", "True")) == 25
+
+
+def test_a_network_with_another_front_end_runs(
+    job: list[str], small_config: dict, tmp_path: Path
+) -> None:
+    """A checkpoint of scripts/train.py --audio_dim 128 ended in a traceback after pass 1."""
+    config = model_config({**small_config, "audio_dim": 128}, "test")
+    torch.save(fill_(create_model(config)).state_dict(), tmp_path / "wide.pt")
+    (tmp_path / "wide.json").write_text(json.dumps({**small_config, "audio_dim": 128}))
+    assert len(result_of(job, "--model_path", str(tmp_path / "wide.pt"))) == 12
+
+
+def test_bare_weights_with_the_flags_that_describe_them(job: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare.pt").write_bytes(checkpoint.read_bytes())
+    expected = result_of(job)
+    np.testing.assert_array_equal(result_of([*job, *UPSTREAM_FLAGS, "--save_orig", "False"],
+                                            "--model_path", str(tmp_path / "bare.pt"), "--sampling_batch_size", "1"),
+                                  expected)  # fmt: skip
+
+
+def test_a_full_disk_is_said_in_one_line(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a traceback."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "result.mp4")
+
+    monkeypatch.setattr(generate.VideoWriter, "write", full)
+    assert main(job) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("No space left on device: 'result.mp4'")
+    assert list((tmp_path / "out folder").iterdir()) == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_a_run_that_ends_well_interrupts_no_thread(job: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise AssertionError("interrupted")
+
+    monkeypatch.setattr(streams._Puller, "stop", fail)
+    assert len(result_of(job)) == 12
+
+
+@pytest.mark.parametrize("flags", [["--timestep_respacing", "1"], ["--timestep_respacing", "ddim1"]])
+@pytest.mark.parametrize("use_ddim", ["True", "False"])
+def test_a_single_step_runs(flags: list[str], use_ddim: str, job: list[str]) -> None:
+    assert len(result_of(job, *flags, "--use_ddim", use_ddim)) == 12
 
 
 def test_work_folder_needs_a_seed(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,9 @@
 """Keys, digests, chunks, and files that are there whole or not at all."""
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +97,58 @@ def test_target_stays_when_the_block_fails(error: type[BaseException], before_wr
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "result.mp4"
+    link.symlink_to(tmp_path / "disk" / "real.mp4")  # leads nowhere yet
+    for content in ("first", "second"):
+        with replace_when_complete(link) as part:
+            assert part.parent == tmp_path / "disk"
+            part.write_text(content)
+        assert link.is_symlink()
+        assert (tmp_path / "disk" / "real.mp4").read_text() == content
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127])
+def test_the_longest_names_can_be_written(name: str, tmp_path: Path) -> None:
+    """The temporary name was the target's and seven bytes more."""
+    with replace_when_complete(tmp_path / name) as part:
+        part.write_text("content")
+    assert (tmp_path / name).read_text() == "content"
+
+
+def test_two_writers_of_one_target_do_not_meet_and_the_dead_are_cleared_away(tmp_path: Path) -> None:
+    path = tmp_path / "result.mp4"
+    code = (
+        "import sys, time; from pathlib import Path; from guided_diffusion.store import replace_when_complete\n"
+        "with replace_when_complete(Path(sys.argv[1])) as part:\n"
+        "    part.write_text('theirs'); print('written', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, env=environment)
+    assert other.stdout is not None
+    other.stdout.readline()
+    with replace_when_complete(path) as part:
+        assert len(list(tmp_path.iterdir())) == 1  # the other one's, which runs
+        part.write_text("ours")
+    assert path.read_text() == "ours"
+    other.kill()
+    other.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    with replace_when_complete(path) as part:
+        part.write_text("again")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_gets_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed before it was written out, a file had no bytes after a power loss."""
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda _: order.append("written out"))
+    plain = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("named"), plain(a, b)))
+    with replace_when_complete(tmp_path / "file") as part:
+        part.touch()
+    assert order == ["written out", "named"]

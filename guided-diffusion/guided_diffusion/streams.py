@@ -217,6 +217,7 @@ class _Puller(threading.Thread, Generic[T]):
             with suppress(AttributeError):  # an iterator that is no generator has nothing to close
                 self._items.close()  # type: ignore[attr-defined]
         self.queue.put((None, error, True))
+        del error  # it holds this frame
 
     def stop(self) -> None:
         """End the thread, which is at work, waits for room in the queue, or is being started when a signal comes."""

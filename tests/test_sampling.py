@@ -1,0 +1,188 @@
+"""Samplers on batches: what they are given, what they draw, what is stored, and who waits for whom."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fill import fill_
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guided_diffusion import sampling
+from guided_diffusion.sampling import DiffusionSampler, SampleBatch, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
+from guided_diffusion.store import ChunkStore
+from guided_diffusion.streams import Face, Item
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.sets(st.integers(1, 59), max_size=6))
+def test_batches_are_full_but_at_the_ends_of_shots(n_frames: int, size: int, cuts: set[int]) -> None:
+    starts = sorted(cut for cut in cuts if cut < n_frames)
+    batches = plan_batches(n_frames, size, starts)
+    assert [frame for batch in batches for frame in batch] == list(range(n_frames))
+    assert all(set(batch[1:]).isdisjoint(starts) for batch in batches)
+    for batch in batches:
+        assert len(batch) <= size
+        assert len(batch) == size or batch.stop in (*starts, n_frames)
+
+
+def batch_of(n: int, first: int = 0, size: int = 80, seed: int = 0, **more: int) -> SampleBatch:
+    rng = np.random.default_rng(seed)
+    crops = list(rng.integers(0, 256, (n, size, size - 10, 3), dtype=np.uint8))
+    references = list(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
+    mels = rng.uniform(-4, 4, (n, 80, 16)).astype(np.float32)
+    faces = [Face(first + k, (0, size, 0, size - 10)) for k in range(n)]
+    return SampleBatch(first, faces, crops, references, mels, **more)
+
+
+@pytest.fixture(scope="module")
+def ancestral(small_config: dict) -> DiffusionSampler:
+    config = model_config(small_config, "test")
+    model = fill_(create_model(config)).eval()
+    diffusion = create_gaussian_diffusion(config, "3")
+    return DiffusionSampler(model, diffusion, config, torch.device("cpu"), False, True, 7, 0.5)
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.abs(a[:, 32:].astype(int) - b[:, 32:]).mean() > 1)
+
+
+def test_a_sampler_is_a_function_of_its_batch(ancestral: DiffusionSampler) -> None:
+    once = ancestral(batch_of(2))
+    assert (once.shape, once.dtype) == ((2, 64, 64, 3), np.uint8)
+    torch.manual_seed(1)  # nothing is drawn from the global generator
+    np.testing.assert_array_equal(ancestral(batch_of(2)), once)
+    assert differ(once, ancestral(batch_of(2, seed=1)))
+
+
+def test_step_noise_differs_between_batches_attempts_and_seeds(ancestral: DiffusionSampler) -> None:
+    """With (seed << 20) + batch, batch 2^20 of one seed drew what batch 0 of the next one did."""
+    plain = ancestral(batch_of(1))
+    assert differ(plain, ancestral(batch_of(1, first=10)))
+    assert differ(plain, ancestral(batch_of(1, attempt=1)))
+    far = ancestral(batch_of(1, first=1 << 20))
+    assert differ(far, replace(ancestral, sampling_seed=8)(batch_of(1)))
+
+
+def test_ddim_starts_from_one_noise_for_all_frames_and_from_another_one_at_another_attempt(
+    ancestral: DiffusionSampler,
+) -> None:
+    ddim = replace(ancestral, use_ddim=True)
+    plain = ddim(batch_of(1))
+    np.testing.assert_array_equal(ddim(batch_of(1, first=10)), plain)
+    assert differ(plain, ddim(batch_of(1, attempt=1)))
+
+
+def test_context_is_sampled_along_and_thrown_away(ancestral: DiffusionSampler) -> None:
+    whole = replace(ancestral, use_ddim=True)(batch_of(3))
+    np.testing.assert_array_equal(replace(ancestral, use_ddim=True)(batch_of(3, context=2)), whole[2:])
+
+
+def test_without_a_seed_every_frame_has_its_own_noise(ancestral: DiffusionSampler) -> None:
+    batch = batch_of(1)
+    twice = replace(batch, faces=batch.faces * 2, crops=batch.crops * 2, references=batch.references * 2,
+                    mels=np.repeat(batch.mels, 2, axis=0))  # fmt: skip
+    unseeded = replace(ancestral, use_ddim=True, sampling_seed=None)(twice)
+    assert differ(unseeded[:1], unseeded[1:])
+
+
+# ------------------------------------------------------------------------------------------------- streams of crops
+
+
+def items_of(faces: str) -> list[Item]:
+    """A letter is a frame with a face, "." one without; frame k is of level k."""
+    return [
+        Item(np.full((20, 20, 3), k, np.uint8), None if letter == "." else Face(k, (2, 12, 3, 11)))
+        for k, letter in enumerate(faces)
+    ]
+
+
+def of_levels(batch: SampleBatch) -> np.ndarray:
+    """Each crop's own level, at the network's size."""
+    return np.stack([np.full((4, 4, 3), crop[0, 0, 0], np.uint8) for crop in batch.crops])
+
+
+@given(st.text("a.", min_size=1, max_size=20), st.integers(1, 6))
+def test_every_face_gets_its_own_crop(faces: str, size: int) -> None:
+    items = items_of(faces)
+    batches = plan_batches(len(items), size, [])
+    made = list(generate_crops(iter(items), batches, of_levels, lambda _: np.zeros((80, 16), np.float32), None))
+    assert len(made) == len(items)
+    for k, (item, letter) in enumerate(zip(made, faces, strict=True)):
+        assert item.frame is items[k].frame
+        assert (item.crop is None) == (letter == ".")
+        if item.crop is not None:
+            assert item.crop.dtype == np.float32
+            np.testing.assert_allclose(item.crop, k / 255)
+
+
+def test_a_batch_without_a_face_is_not_sampled() -> None:
+    def fail(batch: SampleBatch) -> np.ndarray:
+        raise AssertionError(f"sampled {batch.first}")
+
+    items = generate_crops(iter(items_of("....")), [range(4)], fail, lambda _: np.zeros(0), None)
+    assert [item.crop for item in items] == [None] * 4
+
+
+def test_one_reference_for_all() -> None:
+    seen: list[Sequence[np.ndarray]] = []
+    reference = np.zeros((5, 5, 3), np.uint8)
+
+    def note(batch: SampleBatch) -> np.ndarray:
+        seen.append(batch.references)
+        return of_levels(batch)
+
+    list(generate_crops(iter(items_of("aaa")), [range(3)], note, lambda k: np.full((80, 16), k, np.float32), reference))
+    assert all(one is reference for one in seen[0])
+
+
+# ------------------------------------------------------------------------------------------------- stored samples
+
+
+def test_what_is_stored_is_not_sampled_again(tmp_path: Path) -> None:
+    sampled = []
+
+    def note(batch: SampleBatch) -> np.ndarray:
+        sampled.append(batch.first)
+        return np.full((len(batch.crops), 4, 4, 3), batch.first, np.uint8)
+
+    sampler = StoredSampler(note, ChunkStore(tmp_path))
+    for _ in range(2):
+        for first in (0, 5):
+            assert (sampler(batch_of(2, first)) == first).all()
+    assert sampled == [0, 5]
+
+
+def test_a_damaged_chunk_is_sampled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of no bytes after a power loss stopped the run for ever."""
+    store = ChunkStore(tmp_path)
+    sampler = StoredSampler(lambda _: np.full((2, 4, 4, 3), 9, np.uint8), store)
+    sampler(batch_of(2, 5))
+    (path,) = tmp_path.iterdir()
+    for content in (b"", b"\x93NUMPY", path.read_bytes()[:-7]):
+        path.write_bytes(content)
+        assert (sampler(batch_of(2, 5)) == 9).all()
+        assert "is damaged; its batch is sampled again" in capsys.readouterr().err
+        assert store.load(5) is not None
+
+
+def test_batches_of_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "POLL_SECONDS", 0.001)
+    store = ChunkStore(tmp_path)
+
+    def fail(batch: SampleBatch) -> np.ndarray:
+        raise AssertionError(f"sampled {batch.first}")
+
+    def other() -> None:
+        time.sleep(0.05)
+        store.save(5, np.full((2, 4, 4, 3), 3, np.uint8))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert (StoredSampler(fail, store, of_others={5})(batch_of(2, 5)) == 3).all()
+    thread.join()
