@@ -1,6 +1,7 @@
 """Adapters: what goes through a stage, in which order, and how much is held; streams that run ahead."""
 
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -213,6 +214,64 @@ def test_a_thread_that_waits_for_another_is_ended_at_once() -> None:
     start = time.monotonic()
     items.close()
     assert time.monotonic() - start < 5
+    assert not running()
+
+
+def test_an_interruption_that_is_swallowed_ends_the_thread_at_the_next_item() -> None:
+    """As it is in a finalizer: the stream was pulled to its end."""
+    pulled = []
+
+    def source() -> Iterator[int]:
+        for k in range(1000):
+            pulled.append(k)
+            try:
+                time.sleep(0.005)
+            except BaseException:
+                if k > 900:
+                    raise
+            yield k
+
+    items = ahead(source(), 1)
+    assert next(items) == 0
+    time.sleep(0.02)
+    items.close()
+    assert len(pulled) < 100
+    assert not running()
+
+
+def test_an_error_is_not_kept_alive() -> None:
+    """Frames of a failed job, on the way when it failed, lived into the next one."""
+    alive: weakref.WeakSet[Frame] = weakref.WeakSet()
+
+    def source() -> Iterator[Frame]:
+        frame = Frame((2, 2, 3), np.uint8)
+        alive.add(frame)
+        yield frame
+        raise ValueError("damaged")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="damaged"):
+            for frame in ahead(source(), 2):
+                del frame
+        assert not alive
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("interval", [1e-6, 1e-4])
+def test_closing_at_any_moment_ends_all_threads(interval: float) -> None:
+    """An interruption between taking a queue's lock and holding it left the lock taken for ever."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval)
+    try:
+        for k in range(300):
+            items = ahead(ahead(iter(range(10**6)), 1 + k % 2), 1 + k % 3)
+            for _ in range(k % 5):
+                next(items)
+            items.close()
+    finally:
+        sys.setswitchinterval(before)
     assert not running()
 
 

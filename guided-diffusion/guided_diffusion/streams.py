@@ -12,14 +12,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from queue import Empty, Queue
-from typing import Generic, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
 
 LONGEST_WAIT = 0.1  # s; a thread that waits cannot be interrupted
+LONGEST_START = 10  # s; a thread that has not begun by then never will
 
 Box = tuple[int, int, int, int]
 """(y1, y2, x1, x2), half open, in frame pixels; it may reach beyond the frame."""
@@ -157,51 +158,66 @@ def ahead(items: Iterator[T], n: int) -> Generator[T, None, None]:
     the thread is interrupted between two of its instructions and closes `items` before this returns: no work goes on
     unseen. PyTorch's, OpenCV's and FFmpeg's long calls release the interpreter, so that the threads do work at once.
     """
-    puller: _Puller[T] = _Puller(items, n)
+    puller = _Puller(items, n)
     is_end = False
+    error: BaseException | None = None
     try:
         puller.start()
         while True:
             try:
-                item, error, is_end = puller.queue.get(timeout=LONGEST_WAIT)
+                item, error, is_end = puller.get()
             except Empty:
                 continue
             if error is not None:
                 raise error
             if is_end:
                 return
-            yield item  # type: ignore[misc]
+            yield item
             del item
     finally:
-        if not is_end:
-            puller.stop()
-        else:
+        del error  # it holds this frame
+        if is_end:
             puller.join()
+        else:
+            puller.stop()
 
 
 class _Stopped(BaseException):
     """Raised in the thread of a stream that nobody reads any more."""
 
 
-class _Puller(threading.Thread, Generic[T]):
-    """Puts items into its queue as (item, error, is_end)."""
+class _Puller(threading.Thread):
+    """Pulls items, with room for `n` that nobody has taken yet.
 
-    def __init__(self, items: Iterator[T], n: int) -> None:
+    The thread may be interrupted anywhere between two instructions, also between taking a lock and entering the block
+    that lets it go. So it uses none of Python's own queues, events and conditions, whose locks would be lost.
+    """
+
+    def __init__(self, items: Iterator[Any], n: int) -> None:
         super().__init__(name="ahead", daemon=True)
-        self.queue: Queue[tuple[T | None, BaseException | None, bool]] = Queue(n)
         self._items = items
-        self._begun = threading.Event()
-        self._lock = threading.Lock()
+        self._pulled: SimpleQueue[tuple[Any, BaseException | None, bool]] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(n):
+            self._room.put(None)
+        self._gate = threading.Lock()
+        self._has_begun = False
         self._can_be_stopped = False
+        self._is_unwanted = False
+
+    def get(self) -> tuple[Any, BaseException | None, bool]:
+        """(item, error, whether this is the end). :raises Empty: none for LONGEST_WAIT."""
+        pulled = self._pulled.get(timeout=LONGEST_WAIT)
+        self._room.put(None)
+        return pulled
 
     def run(self) -> None:
         with suppress(_Stopped):
-            with self._lock:
-                self._can_be_stopped = True
-            self._begun.set()
+            with self._gate:
+                self._can_be_stopped = self._has_begun = True
             self._pull()
         with suppress(_Stopped):
-            with self._lock:
+            with self._gate:
                 self._can_be_stopped = False
             time.sleep(0)  # what was raised just before comes up here, not in the threading module
 
@@ -209,26 +225,29 @@ class _Puller(threading.Thread, Generic[T]):
         error: BaseException | None = None
         try:
             for item in self._items:
-                self.queue.put((item, None, False))
+                self._room.get()
+                self._pulled.put((item, None, False))
                 del item  # else it would live until the next one is there
+                if self._is_unwanted:  # an interruption may have come up where it is swallowed, as in a finalizer
+                    break
         except BaseException as raised:
             error = raised
         finally:
             with suppress(AttributeError):  # an iterator that is no generator has nothing to close
                 self._items.close()  # type: ignore[attr-defined]
-        self.queue.put((None, error, True))
+        self._pulled.put((None, error, True))
         del error  # it holds this frame
 
     def stop(self) -> None:
-        """End the thread, which is at work, waits for room in the queue, or is being started when a signal comes."""
-        while not self._begun.wait(LONGEST_WAIT):
-            if self not in threading.enumerate():  # the system has no more threads to give
-                return
-        with self._lock:
+        """End the thread, which is at work, waits for room, or is being started when a signal comes."""
+        deadline = time.monotonic() + LONGEST_START
+        while not self._has_begun and self in threading.enumerate() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._is_unwanted = True
+        with self._gate:
             if self._can_be_stopped:
                 identity = ctypes.c_ulong(self.ident or 0)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(_Stopped))
         while self.is_alive():
-            with suppress(Empty):
-                self.queue.get_nowait()
+            self._room.put(None)
             self.join(0.01)
