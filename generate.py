@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from audio.audio import count_frames as frames_of_sound
-from audio.audio import count_windows, mel_window, speech_mel
+from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
 from audio.hparams import HParams, front_end
 from face_detection.api import DETECTORS, Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
@@ -284,7 +283,7 @@ def detect_faces(
     video = clip.video
     start = known.next_start if known else 0
     frames = timings.iterate("decode", video.frames(start, clip.n_windows))
-    bar = tqdm(frames, desc="faces", unit="frame", total=clip.n_windows - start, disable=None)
+    bar = tqdm(frames, desc="faces", unit="frame", disable=None)
 
     def detect(images: Sequence[np.ndarray]) -> list[list[Detection]]:
         with timings.measure("detect"):
@@ -387,11 +386,15 @@ def write_result(
 
 @dataclass(frozen=True)
 class Tools:
-    """What jobs share: the loaded networks and the ranks."""
+    """What jobs share: the loaded networks and the ranks; and what stored faces and samples depend on besides options.
+
+    face_key: of the detector. sampler_key: of the network. Both empty without a work folder.
+    """
 
     config: ModelConfig
     sampler: Sampler
     detector: FaceAlignment | None
+    face_key: dict[str, Any]
     sampler_key: dict[str, Any]
     ranks: Ranks
 
@@ -410,8 +413,10 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         detector = FaceAlignment(
             options.face_detector, str(device), options.detection_size, options.face_det_batch_size
         )
-    sampler_key = {}
+    face_key, sampler_key = {}, {}
     if options.work_dir is not None:
+        if detector is not None:
+            face_key = detector.fingerprint()
         sampler_key = {
             "checkpoint": file_digest(options.model_path),
             "config": dataclasses.asdict(config),
@@ -421,7 +426,7 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         load_model(checkpoint, device, fp16), diffusion, config, device, options.use_ddim, options.clip_denoised,
         options.sampling_seed, options.face_hide_percentage,
     )  # fmt: skip
-    return Tools(config, sampler, detector, sampler_key, ranks)
+    return Tools(config, sampler, detector, face_key, sampler_key, ranks)
 
 
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
@@ -446,13 +451,13 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
         )
     batch_size = options.sampling_batch_size * tools.config.nframes
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
-    mine = batches[len(batches) * ranks.rank // ranks.size : len(batches) * (ranks.rank + 1) // ranks.size]
+    first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
     sampler: Sampler = timings.measure("sample")(tools.sampler)
     if files is not None:
-        of_others = {batch.start for batch in batches if batch not in mine}
+        of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)
     items = sampled_items(
-        mine if ranks.rank > 0 else batches, clip, playback, sampler, options, batch_size, timings
+        batches[first:last] if ranks.rank > 0 else batches, clip, playback, sampler, options, batch_size, timings
     )
     if ranks.rank > 0:
         for _ in items:
@@ -504,7 +509,7 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
         "versions": versions(),
         "video": file_digest(job.video_path),
         "options": options.affecting("faces"),
-        "detector": tools.detector.fingerprint() if tools.detector else None,
+        "detector": tools.face_key,
     }
     samples = {
         **faces,
@@ -513,8 +518,7 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
         "sampler": tools.sampler_key,
     }
     # boxes, and so samples, are the same with landmarks and without
-    faces["landmarks"] = options.landmark_mask and options.face_detector != "dlib"
-    if faces["landmarks"] and tools.detector:
+    if options.landmark_mask and options.face_detector != "dlib" and tools.detector is not None:
         faces["detector"] = tools.detector.fingerprint(with_landmarks=True)
     work_dir = Path(str(options.work_dir))
     return WorkFiles(work_dir / f"faces-{content_key(faces)}.npz", work_dir / f"samples-{content_key(samples)}")
@@ -522,10 +526,10 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
 
 def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> int:
     job = single_job(options)
-    check_job(job, options.save_orig)
     if options.skip_existing and os.path.exists(job.out_path):
         print(f"{job.out_path}: exists, skipped")
         return 0
+    check_job(job, options.save_orig)
     if ranks.size > 1 and options.work_dir is None:
         raise InputError(f"{ranks.size} processes on one video share their samples in a folder: give --work_dir")
     result = lip_sync(job, options, load_tools(options, model_flags, ranks))

@@ -14,7 +14,7 @@ from face_detection.api import LIP
 from face_detection.lip_metrics import landmark_distance, mouth_opening
 from guided_diffusion.streams import Box, Face, Item, Stage
 from guided_diffusion.tfg_data_util import create_gradient_mask, inside_frame, resize_crop, to_levels
-from temporal_consistency import FlickerMeter, WarpErrorMeter
+from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
 
 # ---------------------------------------------------------------------------------------------------------- the paste
 
@@ -31,10 +31,10 @@ def paste_stage(alpha: Alpha | None = None) -> Stage:
             if item.face is None or item.crop is None:
                 yield replace(item, picture=item.frame)
                 continue
-            crop = at_box(item)
             if alpha is None:
-                picture = paste_crop(item.frame, crop, item.face.box)
+                picture = paste_crop(item.frame, to_levels(item.crop), item.face.box)
             else:
+                crop = at_box(item)
                 picture = composite(item.frame, crop, item.face.box, alpha(item, crop.shape[:2]))
             yield replace(item, picture=picture)
 
@@ -609,10 +609,10 @@ class QualityMeter:
         scores.add("outside_difference", _over_time(np.nanmax, measured["outside_difference"]), no_face)
         for name in RATIOS:
             result, source = measured[f"{name}_result"], measured[f"{name}_source"]
-            scores.series[name] = _ratio(result, source)
+            scores.series[name] = ratio(result, source)
             # the ratio of the means: a frame whose source shows almost nothing there would rule a mean of ratios
-            ratio = _ratio(np.array(_over_time(np.nanmean, result)), np.array(_over_time(np.nanmean, source)))
-            scores.add(name, float(ratio), no_face)
+            quotient = ratio(np.array(_over_time(np.nanmean, result)), np.array(_over_time(np.nanmean, source)))
+            scores.add(name, float(quotient), no_face)
         if self._has_reference:
             for part in ("face", "lower"):
                 scores.series[f"psnr_{part}"] = psnr(measured[f"mse_{part}"])
@@ -642,8 +642,3 @@ class QualityMeter:
 def _over_time(statistic: Callable[[np.ndarray], np.floating], values: np.ndarray) -> float:
     """The statistic, one that leaves NaN out, of values per frame; NaN without any."""
     return np.nan if np.isnan(values).all() else float(statistic(values))
-
-
-def _ratio(result: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """NaN where the source shows nothing."""
-    return np.divide(result, source, out=np.full_like(result, np.nan), where=source != 0)

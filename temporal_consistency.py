@@ -138,7 +138,7 @@ class FlickerMeter:
         measured = np.array(self._measured).reshape(-1, 2, 2)
         seen = measured[~np.isnan(measured).any(axis=(1, 2))]
         source, result = np.sqrt((seen**2).sum(axis=0) / max(len(seen), 1))
-        brightness, texture = _ratio(result, source)
+        brightness, texture = ratio(result, source)
         return FlickerScores(float(brightness), float(texture), len(seen), *np.abs(measured[:, 1]).T)
 
 
@@ -208,7 +208,7 @@ class WarpErrorMeter:
         errors = np.array(self._errors).reshape(-1, 2)
         seen = errors[~np.isnan(errors).any(axis=1)]
         source, result = seen.sum(axis=0)
-        return WarpError(float(_ratio(result, source)), len(seen), errors[:, 1])
+        return WarpError(float(ratio(result, source)), len(seen), errors[:, 1])
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,6 @@ def _mean_square(difference: np.ndarray, where: np.ndarray) -> float:
     return float((difference[where] ** 2).mean()) if where.any() else np.nan
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Their quotient, NaN for a denominator of zero (a still picture)."""
     return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)

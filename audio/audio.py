@@ -162,7 +162,7 @@ def count_windows(mel: np.ndarray, fps: Fraction | float, hparams: HParams = DEF
     return frames
 
 
-def count_frames(seconds: Fraction, fps: Fraction | float) -> int:
+def frames_of_sound(seconds: Fraction, fps: Fraction | float) -> int:
     """Number of frames that last as long as the sound: those that begin before its end. They need `pad_audio`."""
     return math.ceil(seconds * Fraction(fps))
 

@@ -221,12 +221,13 @@ class FaceIdentity:
     def describe(self, image: np.ndarray, face: Detection) -> np.ndarray:
         """The descriptor of a face, float64 [128], of length about 1; compare two by their Euclidean distance.
 
+        By dlib's landmarks, also where another network has found some: who is followed must not depend on whether
+        these were asked for.
+
         :param image: RGB uint8 [H, W, 3].
-        :param face: a face in it. Without landmarks dlib's are taken.
+        :param face: a face in it.
         """
-        landmarks = face.landmarks
-        if landmarks is None:
-            landmarks = self._landmark_finder.landmarks([image], [face.box])[0]
+        landmarks = self._landmark_finder.landmarks([image], [face.box])[0]
         x1, y1, x2, y2 = (round(v) for v in face.box)
         points = self._dlib.points([self._dlib.point(round(x), round(y)) for x, y in landmarks.tolist()])
         shape = self._dlib.full_object_detection(self._dlib.rectangle(x1, y1, x2 - 1, y2 - 1), points)

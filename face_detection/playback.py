@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from face_detection.tracks import FaceTrack
-from guided_diffusion.streams import Face, Item
+from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import crop_box
 from guided_diffusion.video_util import Order, VideoSource, ordered_frames, source_index
 
@@ -50,7 +50,7 @@ class Playback:
         """Output frames [start, stop), those that have the face with it."""
         starts = set(self.shot_starts)
         for index, (source, frame) in zip(range(start, stop), self._frames(start, stop), strict=True):
-            yield Item(frame, self._face(source, index, index in starts))
+            yield Item(frame, self.track.face(source, index, index in starts))
 
     def reference(self, kind: str, seed: int | None) -> np.ndarray | None:
         """The one reference crop of all frames, uint8 [h, w, 3], or None when each frame is its own.
@@ -64,7 +64,7 @@ class Playback:
         if kind == "random":  # the seed arrives as a string upstream
             index = random.Random(str(seed)).randint(0, self.n_source - 1)
         source = self._with_face(index)
-        face = self._face(source)
+        face = self.track.face(source, index=0, is_cut=False)
         assert face is not None
         return crop_box(self._source_frame(source), face.box)
 
@@ -74,15 +74,6 @@ class Playback:
         source = self._with_face(0)
         frame = self._source_frame(source)
         return ((source, frame) for _ in range(start, stop))
-
-    def _face(self, source: int, index: int = 0, is_cut: bool = False) -> Face | None:
-        track = self.track
-        if not track.has_face[source]:
-            return None
-        y1, y2, x1, x2 = (int(v) for v in track.boxes[source])
-        landmarks = None if track.landmarks is None else track.landmarks[source]
-        motion = None if track.motion is None or np.isnan(track.motion[source]).any() else track.motion[source]
-        return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion)
 
     def _with_face(self, source: int) -> int:
         """`source`, or the nearest later (else the nearest earlier) frame that has the face."""

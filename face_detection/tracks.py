@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from face_detection.api import LIP, MIN_FACE_SIDE, SAME_PERSON, Corners, Detection
+from face_detection.api import MIN_FACE_SIDE, SAME_PERSON, Corners, Detection
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete
-from guided_diffusion.streams import Box
+from guided_diffusion.streams import Box, Face
 from guided_diffusion.tfg_data_util import visible_box
 
 MAX_GAP = 12
@@ -27,13 +27,15 @@ MIN_OVERLAP = 0.1
 """A face belongs to the one seen last when their boxes' intersection over union is at least this."""
 
 MOUTH_HEIGHT = 0.75
-"""Where the mouth is in a detector's box, of its height, when there are no landmarks."""
+"""Where the mouth is in a detector's box, of its height."""
 
 VOXCELEB2_SIZE = 224
 """px, the sides of the frames that `voxceleb2_box` is for."""
 
 Pads = tuple[int, int, int, int]
 Detect = Callable[[Sequence[np.ndarray]], list[list[Detection]]]
+
+HeadMotion = Callable[[np.ndarray, np.ndarray, Box], "np.ndarray | None"]
 
 Identify = Callable[[int, Detection], np.ndarray]
 """The index of a frame and a face in it -> the face's descriptor (`FaceIdentity.describe` of the frame, read again)."""
@@ -221,6 +223,15 @@ class FaceTrack:
     """float32 [F, 2, 3], the head's movement, from pixels (x, y) of the frame before to this one's; NaN where unknown.
     None when it was not asked for: `with_motion`."""
 
+    def face(self, source: int, index: int, is_cut: bool) -> Face | None:
+        """The face in a source frame, shown as output frame `index`, with which a shot may begin."""
+        if not self.has_face[source]:
+            return None
+        y1, y2, x1, x2 = (int(v) for v in self.boxes[source])
+        landmarks = None if self.landmarks is None else self.landmarks[source]
+        motion = None if self.motion is None or np.isnan(self.motion[source]).any() else self.motion[source]
+        return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion)
+
     def summary(self) -> str:
         """One line for the report: "125 frames: 120 detected, 5 interpolated, 0 without a face, 1 cut".
 
@@ -320,7 +331,8 @@ def build_track(
         _interpolate(landmarks, detected, between)
 
     shown = detected | between
-    has_face = shown & _is_inside(_mouths(corners, landmarks), faces.size)
+    # by the box, also where there are landmarks: a lip mask, which asks for them, must not change who has a face
+    has_face = shown & _is_inside(mouth_places(corners[:, [1, 3, 0, 2]]), faces.size)
     if not has_face.any():
         raise InputError(
             f"the face's mouth is outside the picture in all of the {_count(len(usable), 'frame')} of the video; "
@@ -362,14 +374,13 @@ def voxceleb2_box(height: int, width: int) -> Box:
     return 0, height - int(height * 2.36 / 8), side, width - side
 
 
-def with_motion(track: FaceTrack, frames: Iterable[np.ndarray]) -> FaceTrack:
-    """The track with `motion`: `temporal_consistency.head_motion` between neighbouring frames of a shot with a face.
+def with_motion(track: FaceTrack, frames: Iterable[np.ndarray], head_motion: HeadMotion) -> FaceTrack:
+    """The track with `motion` between neighbouring frames of a shot with a face.
 
     :param frames: of the video from its first on, RGB uint8 [H, W, 3], streamed: two are held. Those beyond the track
         are not read.
+    :param head_motion: `temporal_consistency.head_motion`.
     """
-    from temporal_consistency import head_motion  # here: it is above this package
-
     motion = np.full((len(track.boxes), 2, 3), np.nan, dtype=np.float32)
     for index, (before, frame) in enumerate(pairwise(islice(frames, len(motion))), 1):
         if track.has_face[index - 1] and track.has_face[index] and not track.is_cut[index]:
@@ -650,14 +661,10 @@ def _interpolate(values: np.ndarray, detected: np.ndarray, wanted: np.ndarray) -
         column[wanted] = np.interp(frames[wanted], frames[detected], column[detected])
 
 
-def _mouths(corners: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
-    """float [F, 2], (x, y): the middle of the lips' landmarks where there are any, else a place in the box."""
-    x1, y1, x2, y2 = corners.T
-    mouths = np.stack([(x1 + x2) / 2, y1 + MOUTH_HEIGHT * (y2 - y1)], axis=1)
-    if landmarks is None:
-        return mouths
-    lips = landmarks[:, LIP].mean(axis=1)
-    return np.where(np.isnan(lips), mouths, lips)
+def mouth_places(boxes: np.ndarray) -> np.ndarray:
+    """Where the mouths of boxes float [F, 4] (y1, y2, x1, x2) are, as far as boxes tell: float [F, 2], (x, y)."""
+    y1, y2, x1, x2 = boxes.T
+    return np.stack([(x1 + x2) / 2, y1 + MOUTH_HEIGHT * (y2 - y1)], axis=1)
 
 
 def _is_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -365,7 +365,7 @@ def measure_memory(video: str, audio: str) -> float:
     def stub(batch: SampleBatch) -> np.ndarray:
         return np.stack([resize_crop(crop, size, size) for crop in batch.crops])
 
-    tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, Ranks())
+    tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, {}, Ranks())
     generate.lip_sync(generate.single_job(options), options, tools)
     return peak_memory()["rss"]
 

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import _path  # noqa: F401
 from face_detection.api import DETECTORS, LIP, FaceAlignment
-from face_detection.tracks import FaceTrack, build_track, find_faces
-from guided_diffusion.audio_util import read_audio
+from face_detection.tracks import FaceTrack, build_track, find_faces, mouth_places
+from guided_diffusion.audio_util import open_sound
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete
 from guided_diffusion.video_util import VideoSource, VideoWriter, count_frames, open_video
@@ -95,7 +95,7 @@ def write_video(
 
 def has_sound(path: str) -> bool:
     try:
-        read_audio(path)
+        next(open_sound(path)[0])
     except InputError:
         return False
     return True
@@ -124,10 +124,9 @@ def _lips(track: FaceTrack) -> tuple[np.ndarray, float]:
         lips = track.landmarks[:, LIP]
         centres = lips.mean(axis=1)
         widths = np.ptp(lips[..., 0], axis=1)
-    else:  # the mouth lies at three quarters of a detector's box and takes two fifths of its width
-        y1, y2, x1, x2 = track.boxes.T.astype(float)
-        centres = np.column_stack([(x1 + x2) / 2, y1 + 0.75 * (y2 - y1)])
-        widths = 0.4 * (x2 - x1)
+    else:  # a mouth takes two fifths of a detector's box's width
+        centres = mouth_places(track.boxes)
+        widths = 0.4 * (track.boxes[:, 3] - track.boxes[:, 2])
     known = np.flatnonzero(track.has_face)
     held = known[np.clip(np.searchsorted(known, np.arange(len(track.has_face)), side="right") - 1, 0, None)]
     return centres[held], float(np.median(widths[known]))

@@ -30,7 +30,7 @@ from face_detection.lip_metrics import sync_correlation
 from face_detection.tracks import FaceTrack, build_track, find_faces
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import file_digest, replace_when_complete
-from guided_diffusion.streams import Face, Item
+from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import inside_frame
 from guided_diffusion.video_util import VideoSource, count_frames, open_video
 from post_processing import METRICS, REFERENCE_METRICS, Metric, QualityMeter, QualityScores
@@ -71,14 +71,8 @@ class Clips:
         references = self.reference.frames() if self.reference else iter(lambda: None, 0)
         videos = zip(self.source.frames(stop=self.n_frames), self.result.frames(), references, strict=False)
         for index, (source, result, reference) in enumerate(videos):
-            yield Item(source, self._face(index), picture=np.ascontiguousarray(result[size])), reference
-
-    def _face(self, index: int) -> Face | None:
-        if not self.track.has_face[index]:
-            return None
-        y1, y2, x1, x2 = (int(v) for v in self.track.boxes[index])
-        landmarks = None if self.track.landmarks is None else self.track.landmarks[index]
-        return Face(index, (y1, y2, x1, x2), landmarks, bool(self.track.is_cut[index]))
+            face = self.track.face(index, index, bool(self.track.is_cut[index]))
+            yield Item(source, face, picture=np.ascontiguousarray(result[size])), reference
 
 
 def open_clips(

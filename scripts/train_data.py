@@ -28,6 +28,7 @@ from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
 from face_detection.tracks import FaceTrack, build_track, find_faces
 from guided_diffusion.errors import InputError
+from guided_diffusion.logger import versions
 from guided_diffusion.store import content_key, file_digest, replace_when_complete
 from guided_diffusion.video_util import VideoSource, open_video
 
@@ -107,8 +108,9 @@ class Preparation:
             return str(error)
 
     def prepare(self, path: str) -> tuple[Path, Path, Path]:
-        clip = {"format": CACHE_FORMAT, "video": file_digest(path)}
-        detection = {"detector": self.face_detector, "size": self.detection_size, **clip}
+        clip = {"format": CACHE_FORMAT, "video": file_digest(path), "versions": versions()}
+        detector = load_detector(self.face_detector, self.device, self.detection_size)
+        detection = {"detector": self.face_detector, "size": self.detection_size, **detector.fingerprint(), **clip}
         mel_path = self.cache / f"mel-{content_key({**dataclasses.asdict(self.hparams), **clip})}.npy"
         track_path = self.cache / f"track-{content_key(detection)}.npz"
         crops_path = self.cache / f"crops-{content_key({'image_size': self.image_size, **detection})}.npy"
@@ -117,7 +119,6 @@ class Preparation:
                 np.save(file, speech_mel(path, self.hparams)[0], allow_pickle=False)
         video = open_video(path, FPS)
         if not track_path.is_file():
-            detector = load_detector(self.face_detector, self.device, self.detection_size)
             faces = find_faces(video.frames(), detector.detect, DETECTION_BATCH)
             track = build_track(faces, len(faces.faces), pads=(0, 0, 0, 0), detection_size=self.detection_size)
             track.save(track_path)

@@ -143,7 +143,7 @@ def test_padded_sound_has_a_window_for_every_frame_until_its_end(tmp_path: Path,
     soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).normal(0, 0.1, n), 16000)
     mel, seconds = audio.speech_mel(str(tmp_path / "in.wav"))
     padded, same_seconds = audio.speech_mel(str(tmp_path / "in.wav"), pad_audio=True)
-    frames = audio.count_frames(seconds, fps)
+    frames = audio.frames_of_sound(seconds, fps)
     assert same_seconds == seconds == Fraction(n, 16000)
     assert (frames - 1) / Fraction(fps) < seconds <= frames / Fraction(fps)
     assert audio.count_windows(mel, fps) <= frames <= audio.count_windows(padded, fps)
@@ -152,8 +152,8 @@ def test_padded_sound_has_a_window_for_every_frame_until_its_end(tmp_path: Path,
 
 
 def test_a_frame_more_is_for_a_rest_of_sound_only() -> None:
-    assert audio.count_frames(Fraction(2), 25) == 50
-    assert audio.count_frames(Fraction(88201, 44100), 25) == 51
+    assert audio.frames_of_sound(Fraction(2), 25) == 50
+    assert audio.frames_of_sound(Fraction(88201, 44100), 25) == 51
 
 
 # --- the checkpoint's front end

@@ -573,10 +573,8 @@ AFFECTS = {
 class Fingerprint:
     """A detector that is only asked what detections depend on."""
 
-    weights: str = "1"
-
     def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
-        return {"weights": self.weights, "landmarks": str(with_landmarks)}
+        return {"weights": "1", "landmarks": str(with_landmarks)}
 
 
 @pytest.fixture
@@ -585,7 +583,7 @@ def keyed(video: Path, speech: Path, tmp_path: Path) -> tuple[Job, Options, Tool
         (tmp_path / name).write_bytes(source.read_bytes())
     job = Job(str(tmp_path / "v.mp4"), str(tmp_path / "a.wav"), "out.mp4")
     options = Options(video_path="v", audio_path="a", model_path="m", sampling_seed=7, work_dir="work")
-    return job, options, Tools(ModelConfig(), black, Fingerprint(), {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
+    return job, options, Tools(ModelConfig(), black, Fingerprint(), {"weights": "1"}, {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
 
 
 def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str]:
@@ -614,7 +612,7 @@ def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeyp
     other_weights = replace(tools, sampler_key={"checkpoint": "2"})
     assert keys(job, options, other_weights)[0] == faces
     assert keys(job, options, other_weights)[1] != samples
-    other_detector = keys(job, options, replace(tools, detector=Fingerprint("2")))  # type: ignore[arg-type]
+    other_detector = keys(job, options, replace(tools, face_key={"weights": "2"}))
     assert other_detector[0] != faces
     assert other_detector[1] != samples
     for path, same_faces in ((job.audio_path, True), (job.video_path, False)):
@@ -665,7 +663,7 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
         video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False, landmark_mask=True
     )
     detector = Detector([])
-    tools = Tools(ModelConfig(), black, detector, {}, Ranks())  # type: ignore[arg-type]
+    tools = Tools(ModelConfig(), black, detector, {}, {}, Ranks())  # type: ignore[arg-type]
     files = WorkFiles(tmp_path / "faces.npz", tmp_path / "samples")
     source = open_video(str(video))
     for n_windows, looked_at in ((5, 5), (4, 5), (9, 9), (30, 12), (40, 12)):

@@ -156,4 +156,4 @@ def test_versions_are_the_running_ones() -> None:
 
 def test_packages_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logger, "PACKAGES", ("torch", "no-such-package"))
-    assert set(versions()) == {"python", "torch"}
+    assert set(versions()) == {"python", "opencv", "av", "torch"}

@@ -158,16 +158,15 @@ def test_what_is_stored_is_not_sampled_again(tmp_path: Path) -> None:
     assert sampled == [0, 5]
 
 
-def test_a_damaged_chunk_is_sampled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_chunk_is_sampled_again(tmp_path: Path) -> None:
     """A file of no bytes after a power loss stopped the run for ever."""
     store = ChunkStore(tmp_path)
     sampler = StoredSampler(lambda _: np.full((2, 4, 4, 3), 9, np.uint8), store)
     sampler(batch_of(2, 5))
     (path,) = tmp_path.iterdir()
-    for content in (b"", b"\x93NUMPY", path.read_bytes()[:-7]):
+    for content in (b"", b"\x93NUMPY", b"PK\x03\x04", path.read_bytes()[:-7]):
         path.write_bytes(content)
         assert (sampler(batch_of(2, 5)) == 9).all()
-        assert "is damaged; its batch is sampled again" in capsys.readouterr().err
         assert store.load(5) is not None
 
 

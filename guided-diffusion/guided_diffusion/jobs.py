@@ -77,8 +77,8 @@ def check_job(job: Job, save_orig: bool) -> None:
             raise InputError(f"--out_path {target}: is one of the inputs; give another name")
     if save_orig and os.path.exists(job.orig_path) and not is_original(job.orig_path):
         raise InputError(
-            f"--save_orig True would overwrite {job.orig_path}, which is of another program; "
-            "give --save_orig False or another --out_path"
+            f"--save_orig True would overwrite {job.orig_path}, which this version has not written; "
+            "delete it, or give --save_orig False or another --out_path"
         )
 
 

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import av
+import cv2
 import torch
 
 from .store import replace_when_complete
@@ -22,8 +24,8 @@ T = TypeVar("T")
 M_MMAP_THRESHOLD = -3  # malloc.h
 
 PACKAGES = (
-    "torch", "numpy", "opencv-python", "av", "pillow", "librosa", "soxr", "scipy", "face-alignment", "dlib-bin",
-    "face_recognition_models", "safetensors",
+    "torch", "numpy", "pillow", "librosa", "soxr", "scipy", "face-alignment", "dlib-bin", "face_recognition_models",
+    "safetensors",
 )  # fmt: skip
 
 
@@ -130,7 +132,8 @@ def large_blocks_apart() -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    # these two by what was imported: their packages have several names
+    found = {"python": platform.python_version(), "opencv": cv2.__version__, "av": av.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -85,6 +85,8 @@ def generate_crops(
         while shown:  # let go one by one: the next batch is read while the last of this one are on their way
             item = shown.pop()
             yield item if item.face is None else replace(item, crop=to_float(next(generated)))
+        if next(generated, None) is not None:
+            raise ValueError(f"more crops than faces in the batch of frame {batch.start}")
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,19 @@ class StoredSampler:
     of_others: Container[int] = ()
 
     def __call__(self, batch: SampleBatch) -> np.ndarray:
-        stored = self.store.load(batch.first)
+        stored = self._stored(batch)
         while stored is None and batch.first in self.of_others:
             time.sleep(POLL_SECONDS)
-            stored = self.store.load(batch.first)
+            stored = self._stored(batch)
         if stored is None:
             stored = self.sampler(batch)
             self.store.save(batch.first, stored)
         return stored
+
+    def _stored(self, batch: SampleBatch) -> np.ndarray | None:
+        crops = self.store.load(batch.first)
+        is_whole = crops is not None and len(crops) == len(batch.faces) - batch.context
+        return crops if is_whole else None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,16 @@ class ChunkStore:
     folder: Path
 
     def load(self, batch: int) -> np.ndarray | None:
-        """Crops uint8 [N, h, w, 3] of a batch, or None when it has not been completed, or is damaged."""
-        path = self._path(batch)
-        if not path.is_file():
-            return None
+        """Crops uint8 [N, h, w, 3] of a batch; None when it has not been completed, or was damaged by a power loss."""
         try:
-            return np.load(path, allow_pickle=False)
-        except (EOFError, OSError, ValueError):  # by a power loss, say
-            print(f"notice: {path} is damaged; its batch is sampled again", file=sys.stderr)
-            path.unlink(missing_ok=True)
+            with open(self._path(batch), "rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        except (EOFError, FileNotFoundError, ValueError):
             return None
 
     def save(self, batch: int, crops: np.ndarray) -> None:
         """Store a batch's crops; after a kill the file is there whole or not at all."""
-        with replace_when_complete(self._path(batch)) as part, open(part, "wb") as file:
+        with replace_when_complete(self._path(batch), is_one_of_many=True) as part, open(part, "wb") as file:
             np.save(file, crops, allow_pickle=False)
 
     def _path(self, batch: int) -> Path:
@@ -73,14 +69,18 @@ def writable_folder(path: str) -> str:
 
 
 @contextmanager
-def replace_when_complete(path: Path) -> Iterator[Path]:
+def replace_when_complete(path: Path, is_one_of_many: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the target's place when the block ends well.
 
     A symbolic link stays one: its target is written. What was written is on the disk before it gets its name, so that
-    a power loss leaves the old file or the new one.
+    a power loss leaves the old file or the new one. What killed processes of this machine had begun to write into the
+    folder is removed.
+
+    :param is_one_of_many: remove that at the first of them only: listing many takes longer than writing one.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    (_clear_leftovers_once if is_one_of_many else _clear_leftovers)(path.parent)
     part = _part_path(path)
     try:
         yield part
@@ -92,17 +92,26 @@ def replace_when_complete(path: Path) -> Iterator[Path]:
 
 
 def _part_path(path: Path) -> Path:
-    """This process's temporary name for `path`; those that killed processes of this machine left are removed.
+    """This process's temporary name for `path`.
 
     Each process has its own, so that two writers of one target do not meet; and it is short, so that a target's name
     may have as many bytes as the file system takes.
     """
-    name = os.fsencode(f"{platform.node()}/{path.name}")
-    stem = hashlib.sha256(name).hexdigest()[:12]
-    for part in path.parent.glob(f".{stem}-*.part"):
-        if not _is_running(int(part.stem.split("-")[1])):
+    stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{_machine()}-{stem}-{os.getpid()}.part")
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _clear_leftovers(folder: Path) -> None:
+    for part in folder.glob(f".{_machine()}-*.part"):
+        if not _is_running(int(part.stem.split("-")[-1])):
             part.unlink(missing_ok=True)
-    return path.with_name(f".{stem}-{os.getpid()}.part")
+
+
+_clear_leftovers_once = cache(_clear_leftovers)
 
 
 def _is_running(pid: int) -> bool:
