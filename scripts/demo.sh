@@ -10,7 +10,7 @@ out=${out:-$PWD}
   --video_path "$root/samples/astronaut.mp4" --audio_path "$root/samples/speech.wav" --out_path "$out/demo.mp4" \
   --model_path "$root/checkpoints/demo.safetensors" --save_orig False \
   --is_voxceleb2 False --face_detector dlib --sampling_seed 7 --quality_preset fast \
-  --sampling_batch_size 4 --blur_kernel_size 9 "$@"
+  --sampling_batch_size 4 --blur_kernel_size 9 --pad_audio True "$@"
 "$PYTHON" "$root/scripts/compare.py" "$out/demo.mp4" "$root/samples/astronaut.mp4" \
   --labels "lip-synced to samples/speech.wav" "source" --out "$out/demo_side_by_side.mp4"
 echo "The result:      $out/demo.mp4"

@@ -20,4 +20,4 @@ done
 exec "$PYTHON" "$root/generate.py" \
   --video_path "$video_path" --audio_path "$audio_path" --out_path "$out_path" --model_path "$model_path" \
   --sampling_seed 7 --use_ddim True ${steps[@]+"${steps[@]}"} --sampling_batch_size 4 \
-  --save_orig False --is_voxceleb2 False "$@"
+  --save_orig False --is_voxceleb2 False --pad_audio True "$@"
