@@ -77,7 +77,7 @@ def test_the_demo_runs_on_what_the_repository_brings(environment: dict[str, str]
         assert f"$root/{path}" in (SCRIPTS / "demo.sh").read_text()
 
 
-def test_a_single_video_lasts_as_long_as_its_sound_unless_the_caller_says_otherwise(environment: dict[str, str]) -> None:
+def test_a_result_lasts_as_long_as_its_sound_unless_the_caller_says_no(environment: dict[str, str]) -> None:
     said = asked("inference_single_video.sh", environment, "--pad_audio", "False")
     values = [said[k + 1] for k, flag in enumerate(said) if flag == "--pad_audio"]
     assert values == ["True", "False"]
