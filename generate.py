@@ -270,7 +270,7 @@ class Clip:
 def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     video = open_video(job.video_path, options.video_fps)
-    check_size(video.width, video.height)
+    check_size(job.video_path, video.width, video.height)
     mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio)
     n_windows = frames_of_sound(seconds, video.fps) if options.pad_audio else count_windows(mel, video.fps, hparams)
     return Clip(video, mel, hparams, seconds, n_windows)
@@ -541,7 +541,7 @@ def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
 def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> int:
     """Every rank takes each `size`-th line. A failing line is reported, the rest goes on; then the status is 1."""
     out_folder = Path(options.sample_path, options.sample_partition)
-    jobs = read_filelist(options.filelist, options.test_video_dir, out_folder)
+    jobs = read_filelist(options.filelist, options.test_video_dir, out_folder, options.save_orig)
     tools = load_tools(options, model_flags, ranks)
     results: list[dict[str, Any]] = []
     failures: list[str] = []

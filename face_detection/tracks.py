@@ -92,8 +92,8 @@ class VideoFaces:
         """Reads what `save` wrote; None when there is none yet, or it was damaged: then it is to be found anew."""
         try:
             return cls.load(path) if path.is_file() else None
-        except InputError as error:
-            print(f"notice: {error}; the faces are looked for again", file=sys.stderr)
+        except InputError:
+            print(f"notice: {path} is damaged; the faces are looked for again", file=sys.stderr)
             return None
 
     @classmethod
@@ -341,10 +341,12 @@ def build_track(
     if landmarks is not None:
         landmarks[~has_face] = np.nan
     boxes = np.zeros((len(usable), 4), dtype=np.int64)
-    for frame in np.flatnonzero(has_face):
+    for frame in np.flatnonzero(shown):
         boxes[frame] = _padded_box(corners[frame].tolist(), pads, faces.size)
-    for run in _runs(has_face, cuts):
+    for run in _runs(shown, cuts):
+        # with the frames whose mouth is outside: ending before them, the smoothing would hold a moving box back
         boxes[run] = smooth_boxes(boxes[run], smooth_window)
+    boxes[~has_face] = 0
     return FaceTrack(
         boxes,
         landmarks,

@@ -151,6 +151,14 @@ def test_padded_sound_has_a_window_for_every_frame_until_its_end(tmp_path: Path,
     assert (padded[:, n // 200 + 4 :] == -4).all()
 
 
+def test_less_than_a_window_suffices_when_silence_follows(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).normal(0, 0.1, 2000), 16000)
+    with pytest.raises(InputError, match=r"0\.12 s of sound"):
+        audio.speech_mel(str(tmp_path / "in.wav"))
+    mel, seconds = audio.speech_mel(str(tmp_path / "in.wav"), pad_audio=True)
+    assert audio.count_windows(mel, 25) >= audio.frames_of_sound(seconds, 25) == 4
+
+
 def test_a_frame_more_is_for_a_rest_of_sound_only() -> None:
     assert audio.frames_of_sound(Fraction(2), 25) == 50
     assert audio.frames_of_sound(Fraction(88201, 44100), 25) == 51

@@ -19,7 +19,7 @@ def write_list(tmp_path: Path, text: str) -> str:
 
 def test_lines_are_jobs(tmp_path: Path) -> None:
     (tmp_path / "c d.wav").touch()
-    jobs = read_filelist(write_list(tmp_path, "a/b v\n\nc d.wav\tv w\n"), str(tmp_path), Path("out"))
+    jobs = read_filelist(write_list(tmp_path, "a/b v\n\nc d.wav\tv w\n"), str(tmp_path), Path("out"), save_orig=True)
     assert jobs == [
         Job(f"{tmp_path}/v.mp4", f"{tmp_path}/a/b.mp4", "out/a.b_v.mp4"),
         Job(f"{tmp_path}/v w.mp4", f"{tmp_path}/c d.wav", "out/c d.wav_v w.mp4"),
@@ -32,14 +32,15 @@ def test_lines_are_jobs(tmp_path: Path) -> None:
     [
         ("a b c\n", r"line 1: 'a b c' is not 'audio_name video_name'"),
         ("\n \n", "has no lines"),
-        ("a/b v\nx v\na.b v\n", r"lines 1 and 3 have one result, out/a\.b_v\.mp4; drop one, or rename a file"),
-        ("a v\na v\n", "lines 1 and 2 have one result"),
+        ("a/b v\nx v\na.b v\n", r"lines 1 and 3 write one file, out/a\.b_v\.mp4; drop one, or rename"),
+        ("a v\na v\n", "lines 1 and 2 write one file"),
+        ("a v\na v_orig\n", r"lines 1 and 2 write one file, out/a_v_orig\.mp4"),
     ],
 )
 def test_lists_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:
-    """a/b and a.b get one name: the later result replaced the earlier one."""
+    """a/b and a.b get one name, and so do a line's _orig and another's result: the later replaced the earlier."""
     with pytest.raises(InputError, match=words):
-        read_filelist(write_list(tmp_path, text), str(tmp_path), Path("out"))
+        read_filelist(write_list(tmp_path, text), str(tmp_path), Path("out"), save_orig=True)
 
 
 @pytest.fixture

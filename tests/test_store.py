@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +154,19 @@ def test_what_gets_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
     with replace_when_complete(tmp_path / "file") as part:
         part.touch()
     assert order == ["written out", "named"]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    """NumPy said "24576 requested and 16256 written"."""
+    store_ = ChunkStore(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            store_.save(3, np.zeros((1, 64, 64, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == str(tmp_path / "000003.npy")
+    assert list(tmp_path.iterdir()) == []

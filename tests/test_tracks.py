@@ -508,10 +508,14 @@ def test_landmarks_do_not_change_who_has_a_face(lips: tuple[float, float], y1: f
     assert plain.has_face[2] == (y1 == 20)
 
 
-def test_smoothing_does_not_reach_across_frames_without_the_mouth() -> None:
-    script = [[face(10, y1=45)]] * 5 + [[face(10, y1=72)]] + [[face(10, y1=60)]] * 5
-    track = track_of(script, smooth_window=5)
-    assert track.boxes[track.has_face][:, 0].tolist() == [45] * 5 + [60] * 5
+def test_a_box_that_leaves_the_frame_is_not_held_back() -> None:
+    """Smoothing ended with the last frame that shows the mouth: the boxes before it stood still while the face moved."""
+    tops = list(range(30, 98, 4))
+    track = track_of([[face(10, y1=top)] for top in tops], smooth_window=5)
+    shown = np.flatnonzero(track.has_face)
+    assert 0 < len(shown) < len(tops) - 5
+    assert track.boxes[shown, 0].tolist() == [int(np.mean(tops[frame : frame + 5])) for frame in shown]
+    assert not track.boxes[~track.has_face].any()
 
 
 def test_mouth_that_is_never_in_the_frame() -> None:

@@ -22,20 +22,22 @@ class Job:
         return str(path.with_name(f"{path.stem}_orig{path.suffix}"))
 
 
-def read_filelist(filelist: str, folder: str, out_folder: Path) -> list[Job]:
+def read_filelist(filelist: str, folder: str, out_folder: Path, save_orig: bool) -> list[Job]:
     """The jobs of a list (REFERENCE.md: Filelist mode).
 
     :param filelist: a file of lines "audio_name video_name", with a tab between names that have spaces.
     :param folder: where the named files are, with the name as it is or with .mp4 behind it.
     :param out_folder: for the results, `<audio with / as .>_<video with / as .>.mp4`.
-    :raises InputError: when the list cannot be read, a line is not two names, or two lines have one result.
+    :param save_orig: each line also writes its job's `orig_path`.
+    :raises InputError: when the list cannot be read, a line is not two names, or two lines write one file.
     """
     try:
         lines = Path(filelist).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text"
         raise InputError(f"--filelist {filelist}: {reason}; give lines 'audio_name video_name'") from None
-    jobs: dict[str, tuple[int, Job]] = {}
+    jobs: list[Job] = []
+    writers: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         names = line.strip().split("\t") if "\t" in line.strip() else line.split()
         if not names:
@@ -44,15 +46,18 @@ def read_filelist(filelist: str, folder: str, out_folder: Path) -> list[Job]:
             raise InputError(f"--filelist {filelist} line {number}: {line.strip()!r} is not 'audio_name video_name'")
         audio, video = names
         out_path = str(out_folder / f"{audio.replace('/', '.')}_{video.replace('/', '.')}.mp4")
-        if out_path in jobs:
-            raise InputError(
-                f"--filelist {filelist}: lines {jobs[out_path][0]} and {number} have one result, {out_path}; "
-                "drop one, or rename a file"
-            )
-        jobs[out_path] = number, Job(_listed(folder, video), _listed(folder, audio), out_path)
+        job = Job(_listed(folder, video), _listed(folder, audio), out_path)
+        for target in (job.out_path, job.orig_path) if save_orig else (job.out_path,):
+            if target in writers:
+                raise InputError(
+                    f"--filelist {filelist}: lines {writers[target]} and {number} write one file, {target}; drop one, "
+                    "or rename its video or sound"
+                )
+            writers[target] = number
+        jobs.append(job)
     if not jobs:
         raise InputError(f"--filelist {filelist}: has no lines; give lines 'audio_name video_name'")
-    return [job for _, job in jobs.values()]
+    return jobs
 
 
 def _listed(folder: str, name: str) -> str:

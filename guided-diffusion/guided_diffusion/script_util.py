@@ -328,7 +328,10 @@ def load_checkpoint(path: str, flags: Mapping[str, Any] = {}) -> Checkpoint:
         config = _repeated(flags, model_config(_read_json(sidecar.read_bytes(), source), source), source)
     else:
         given = "the flags and " if flags else ""
-        source = f"{given}the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it)"
+        source = (
+            f"{given}the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it: give "
+            "the network's own flags, such as --image_size and --num_channels)"
+        )
         config = model_config(flags, "command line")
     _check_shapes(state_dict, config, path, source)
     return Checkpoint(config, state_dict, source)

@@ -1,6 +1,7 @@
 """The work folder: keys made from content, chunks of samples, and files that appear when they are complete."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -49,7 +50,9 @@ class ChunkStore:
     def save(self, batch: int, crops: np.ndarray) -> None:
         """Store a batch's crops; after a kill the file is there whole or not at all."""
         with replace_when_complete(self._path(batch), is_one_of_many=True) as part, open(part, "wb") as file:
-            np.save(file, crops, allow_pickle=False)
+            content = io.BytesIO()  # to a file NumPy would not say that the disk is full
+            np.save(content, crops, allow_pickle=False)
+            file.write(content.getbuffer())
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"{batch:06d}.npy"
@@ -87,6 +90,10 @@ def replace_when_complete(path: Path, is_one_of_many: bool = False) -> Iterator[
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

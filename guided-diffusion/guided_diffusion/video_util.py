@@ -278,12 +278,12 @@ def is_original(path: str) -> bool:
         return False
 
 
-def check_size(width: int, height: int) -> None:
-    """Raise InputError unless x264 takes pictures of this size."""
+def check_size(path: str, width: int, height: int) -> None:
+    """Raise InputError, naming the file, unless x264 takes pictures of this size."""
     if max(width, height) > X264_MAX_SIDE:
         raise InputError(
-            f"pictures of {width}x{height} cannot be written as H.264, which takes at most {X264_MAX_SIDE} a side; "
-            "scale them down first"
+            f"{path!r}: pictures of {width}x{height} cannot be written as H.264, which takes at most {X264_MAX_SIDE} a "
+            "side; scale them down first"
         )
 
 
@@ -319,7 +319,7 @@ class VideoWriter:
             self._width, self._height, colour = source.width, source.height, source.colour
         else:
             (self._width, self._height), colour = source, _BT709
-        check_size(self._width, self._height)
+        check_size(path, self._width, self._height)
         container_format = CONTAINER_FORMATS[os.path.splitext(path)[1].lower()]
         options = {} if container_format == "matroska" else {"movflags": "+faststart"}
         with contextlib.ExitStack() as opened:
