@@ -509,7 +509,7 @@ def test_landmarks_do_not_change_who_has_a_face(lips: tuple[float, float], y1: f
 
 
 def test_a_box_that_leaves_the_frame_is_not_held_back() -> None:
-    """Smoothing ended with the last frame that shows the mouth: the boxes before it stood still while the face moved."""
+    """Smoothing ended with the last frame that shows the mouth: the boxes before it stood still, the face moved on."""
     tops = list(range(30, 98, 4))
     track = track_of([[face(10, y1=top)] for top in tops], smooth_window=5)
     shown = np.flatnonzero(track.has_face)

@@ -329,8 +329,8 @@ def load_checkpoint(path: str, flags: Mapping[str, Any] = {}) -> Checkpoint:
     else:
         given = "the flags and " if flags else ""
         source = (
-            f"{given}the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it: give "
-            "the network's own flags, such as --image_size and --num_channels)"
+            f"{given}the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it: "
+            "give the network's own flags, such as --image_size and --num_channels)"
         )
         config = model_config(flags, "command line")
     _check_shapes(state_dict, config, path, source)
