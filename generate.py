@@ -27,7 +27,6 @@ from audio.hparams import HParams, front_end
 from face_detection.api import DETECTORS, Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
 from face_detection.tracks import (
-    VOXCELEB2_SIZE,
     FaceTrack,
     VideoFaces,
     build_track,
@@ -41,7 +40,7 @@ from guided_diffusion.dist_util import DEVICES, Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
-from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.sampling import SAMPLERS, DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
 from guided_diffusion.script_util import (
     FlagParser,
     ModelConfig,
@@ -72,7 +71,12 @@ from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, s
 ORDERS: tuple[str, ...] = typing.get_args(Order)
 REF_TYPES = ("gt", "first_frame", "random")
 INPUT_TYPES = ("gt", "first_frame")
-QUALITY_PRESETS = {"fast": "ddim10", "balanced": "ddim25", "high": "ddim50", "ultra": "ddim100"}
+QUALITY_PRESETS = {  # sampler, steps
+    "turbo": ("dpmpp_2m", "logsnr6"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
+    "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
+}  # fmt: skip
+# how a number of steps is spread: --sampling_steps
+STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}"}
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
 LIP_BATCH = 16  # generated crops whose landmarks are found together
@@ -134,8 +138,9 @@ class Options:
     sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", REF_TYPES)
     sampling_use_gt_for_ref: bool = flag(False, "the same as --sampling_ref_type gt", "sampling")
     sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", INPUT_TYPES)
+    sampler: str = flag("", "default: ddim with --use_ddim True, else ddpm", "sampling", ("", *SAMPLERS))
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
-    timestep_respacing: str = flag("", "ddimN (with --use_ddim True), or steps per section as a,b,c", "sampling")
+    timestep_respacing: str = flag("", "ddimN, logsnrN (for dpmpp_2m), or steps per section as a,b,c", "sampling")
     clip_denoised: bool = flag(True, "clamp the x_0 prediction", "sampling")
     use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
     device: str = flag("auto", "where the network runs", "run", DEVICES)
@@ -156,6 +161,10 @@ class Options:
     def __post_init__(self) -> None:
         _ = self.pad_pixels
         check_options(self, RULES)
+
+    @property
+    def sampler_name(self) -> str:
+        return self.sampler or ("ddim" if self.use_ddim else "ddpm")
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
@@ -200,27 +209,33 @@ def create_argparser() -> argparse.ArgumentParser:
     parser = FlagParser("generate.py", "Lip-sync a video to a speech file.")
     group = parser.add_argument_group("options")
     add_flags(group, Options)
-    presets = ", ".join(f"{name} {steps}" for name, steps in QUALITY_PRESETS.items())
-    add_flag(group, "quality_preset", str, "", f"--use_ddim True and --timestep_respacing in one word: {presets}")
+    add_flag(group, "sampling_steps", int, 0, "steps, spread as the sampler likes it best")
+    presets = ", ".join(f"{name} {sampler} {steps}" for name, (sampler, steps) in QUALITY_PRESETS.items())
+    add_flag(group, "quality_preset", str, "", f"--sampler and --timestep_respacing in one word: {presets}")
     add_model_flags(parser, "the network's own, known from the checkpoint; given here, they must agree")
     add_fixed_flags(parser)
     return parser
 
 
-def resolve_preset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags with those that --quality_preset stands for in its place; the rest of the program knows no preset.
+def resolve_steps(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with those that --quality_preset or --sampling_steps stand for; the rest of the program knows neither.
 
-    :raises InputError: for an unknown preset, and for one beside --timestep_respacing.
+    :raises InputError: for an unknown preset, and for two flags that say how many steps there are.
     """
     flags = dict(given)
-    preset = flags.pop("quality_preset")
-    if not preset:
-        return flags
-    if preset not in QUALITY_PRESETS:
+    sampler = flags["sampler"] or ("ddim" if flags["use_ddim"] else "ddpm")
+    said = [name for name in ("quality_preset", "sampling_steps", "timestep_respacing") if flags[name]]
+    if len(said) > 1:
+        both = " and ".join(f"--{name} {flags[name]}" for name in said)
+        raise InputError(f"{both}: each says how many steps there are; drop all but one")
+    preset, count = flags.pop("quality_preset"), flags.pop("sampling_steps")
+    if preset and preset not in QUALITY_PRESETS:
         raise InputError(f"--quality_preset {preset}: choose from {', '.join(QUALITY_PRESETS)}")
-    if flags["timestep_respacing"]:
-        raise InputError(f"--quality_preset {preset} is {QUALITY_PRESETS[preset]}: drop it or --timestep_respacing")
-    return {**flags, "use_ddim": True, "timestep_respacing": QUALITY_PRESETS[preset]}
+    if preset:
+        sampler, flags["timestep_respacing"] = QUALITY_PRESETS[preset]
+    elif count and sampler in STEPS:  # Options says what is wrong with another one
+        flags["timestep_respacing"] = STEPS[sampler].format(count)
+    return {**flags, "sampler": sampler, "use_ddim": sampler == "ddim"}
 
 
 def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
@@ -228,7 +243,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
 
     :raises InputError: for flags or values that are not allowed.
     """
-    given = resolve_preset(vars(create_argparser().parse_args(argv)))
+    given = resolve_steps(vars(create_argparser().parse_args(argv)))
     names = {f.name for f in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in given.items() if name in names})
     return options, {name: value for name, value in given.items() if name not in names and value is not None}
@@ -307,19 +322,6 @@ def follow_face(clip: Clip, faces: VideoFaces, options: Options) -> FaceTrack:
     )  # fmt: skip
 
 
-def fixed_face(clip: Clip, timings: Timings) -> FaceTrack:
-    """VoxCeleb2's fixed crop in the frames that the sound suffices for."""
-    video = clip.video
-    if (video.width, video.height) != (VOXCELEB2_SIZE, VOXCELEB2_SIZE):
-        print(
-            f"warning: --is_voxceleb2 True takes a fixed crop of 224 x 224 frames, this video is {video.width} x "
-            f"{video.height}; give --is_voxceleb2 False to detect faces",
-            file=sys.stderr,
-        )
-    with timings.measure("decode"):
-        return fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
-
-
 def sampled_items(
     batches: Sequence[range], clip: Clip, playback: Playback, sampler: Sampler, options: Options, batch_size: int,
     timings: Timings,
@@ -386,10 +388,7 @@ def write_result(
 
 @dataclass(frozen=True)
 class Tools:
-    """What jobs share: the loaded networks and the ranks; and what stored faces and samples depend on besides options.
-
-    face_key: of the detector. sampler_key: of the network. Both empty without a work folder.
-    """
+    """What jobs share. The keys: what stored faces and samples depend on besides options and inputs; else empty."""
 
     config: ModelConfig
     sampler: Sampler
@@ -423,7 +422,7 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
             "arithmetic": [device.type, fp16],
         }
     sampler = DiffusionSampler(
-        load_model(checkpoint, device, fp16), diffusion, config, device, options.use_ddim, options.clip_denoised,
+        load_model(checkpoint, device, fp16), diffusion, config, device, options.sampler_name, options.clip_denoised,
         options.sampling_seed, options.face_hide_percentage,
     )  # fmt: skip
     return Tools(config, sampler, detector, face_key, sampler_key, ranks)
@@ -477,8 +476,10 @@ def find_track(
 
     :raises InputError: naming the video, when there is no such face.
     """
+    video = clip.video
     if tools.detector is None:
-        return fixed_face(clip, timings)
+        with timings.measure("decode"):
+            return fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
     if ranks.rank > 0:
         ranks.barrier()
     try:
@@ -492,7 +493,7 @@ def find_track(
             ranks.barrier()
         return smooth_landmarks(follow_face(clip, faces, options))
     except InputError as error:
-        raise InputError(f"--video_path {clip.video.path}: {error}") from None
+        raise InputError(f"--video_path {video.path}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -371,7 +371,13 @@ def fixed_track(n_frames: int, box: Box) -> FaceTrack:
 
 
 def voxceleb2_box(height: int, width: int) -> Box:
-    """The fixed crop of a VoxCeleb2 frame (REFERENCE.md: video loop)."""
+    """The fixed crop of a VoxCeleb2 frame (REFERENCE.md: video loop). Of frames of another size it warns."""
+    if (width, height) != (VOXCELEB2_SIZE, VOXCELEB2_SIZE):
+        print(
+            f"warning: --is_voxceleb2 True takes a fixed crop of 224 x 224 frames, this video is {width} x {height}; "
+            "give --is_voxceleb2 False to detect faces",
+            file=sys.stderr,
+        )
     side = int(width * 1.8 / 8)
     return 0, height - int(height * 2.36 / 8), side, width - side
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_diffusion.gaussian_diffusion import discretized_log_likelihood, get_named_beta_schedule
-from guided_diffusion.respace import SpacedDiffusion, space_timesteps
+from guided_diffusion.respace import SpacedDiffusion, choose_timesteps, even_in_log_snr, space_timesteps
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "diffusion.npz")
 RESPACINGS = ("ddim10", "ddim25", "ddim50", "ddim100", "20")
@@ -53,7 +53,7 @@ def test_sampling_loops(key: str) -> None:
     np.testing.assert_allclose(result.numpy(), GOLDEN[key], atol=1e-4)
 
 
-@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop"])
+@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop"])
 def test_hooks_act_on_the_sample(loop: str) -> None:
     sample = getattr(spaced("ddim10", predict_xstart=False, learn_sigma=False), loop)
     noise = named_randn("noise", (2, 3, 8, 8))
@@ -69,7 +69,81 @@ def test_hooks_act_on_the_sample(loop: str) -> None:
     assert (towards_plus - plain()).mean() > 0.01
 
 
-@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop"])
+def gaussian_model(diffusion: SpacedDiffusion, spread: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The perfect model of data that are normal with this standard deviation, of every kind that there is."""
+    alphas_cumprod = np.cumprod(1 - get_named_beta_schedule("linear", 1000))
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a = alphas_cumprod[int(t[0])]
+        x0 = np.sqrt(a) * spread**2 / (a * spread**2 + 1 - a) * x
+        output = x0 if diffusion.predict_xstart else (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
+        return torch.cat([output, torch.zeros_like(x)], 1) if diffusion.learn_sigma else output
+
+    return model
+
+
+def logsnr(count: int, **kind: bool) -> SpacedDiffusion:
+    betas = get_named_beta_schedule("linear", 1000)
+    return SpacedDiffusion(choose_timesteps(betas, f"logsnr{count}"), betas, **kind)
+
+
+def error_of(loop: str, count: int, kind: str = "x0", spread: float = 0.5) -> float:
+    """How far a sampler ends from the exact solution, relative, of the probability flow of a normal distribution.
+
+    Along it x / sqrt(a spread^2 + 1 - a) is constant (Song et al. 2021, arXiv 2011.13456, eq. 13); at the last step x_0
+    is predicted from there.
+    """
+    diffusion = logsnr(count, **KINDS[kind])
+    noise = named_randn("noise", (2, 3, 8, 8)).double()
+    result = getattr(diffusion, loop)(gaussian_model(diffusion, spread), noise, clip_denoised=False)
+    deviation = np.sqrt(diffusion.alphas_cumprod * spread**2 + 1 - diffusion.alphas_cumprod)
+    end = noise * deviation[0] / deviation[-1]
+    exact = np.sqrt(diffusion.alphas_cumprod[0]) * spread**2 / deviation[0] ** 2 * end
+    return float((result - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dpm_solver_is_near_the_exact_solution(kind: str) -> None:
+    assert error_of("dpmpp_2m_sample_loop", 10, kind) < 0.04
+    assert error_of("dpmpp_2m_sample_loop", 30, kind) < 0.008
+
+
+def test_dpm_solver_is_of_second_order_and_ddim_of_first() -> None:
+    """Half the step, a quarter of the error against half of it."""
+    few, many = ({loop: error_of(f"{loop}_sample_loop", n) for loop in ("dpmpp_2m", "ddim")} for n in (15, 30))
+    assert few["dpmpp_2m"] / many["dpmpp_2m"] > 3
+    assert 1.8 < few["ddim"] / many["ddim"] < 2.2
+    assert few["dpmpp_2m"] < few["ddim"] / 5
+
+
+def test_dpm_solvers_first_order_is_ddim() -> None:
+    """Two steps: the first has no memory yet, the second gives x_0."""
+    diffusion = logsnr(2, **KINDS["eps_learned"])
+    noise = named_randn("noise", (2, 3, 8, 8))
+    results = [loop(toy_model(True), noise) for loop in (diffusion.dpmpp_2m_sample_loop, diffusion.ddim_sample_loop)]
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 20), st.sampled_from(["linear", "cosine"]))
+def test_steps_are_evenly_spaced_in_log_snr(count: int, schedule: str) -> None:
+    alphas_cumprod = np.cumprod(1 - get_named_beta_schedule(schedule, 1000))
+    try:
+        steps = even_in_log_snr(alphas_cumprod, count)
+    except ValueError as error:
+        assert "give fewer" in str(error)  # noqa: PT017
+        return
+    assert len(steps) == count
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 999
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod))
+    if count > 1:
+        assert steps[0] == 0
+        gaps = np.abs(np.diff(log_snr[steps]))
+        spacing = np.ptp(log_snr) / (count - 1)
+        assert np.abs(gaps - spacing).max() < np.abs(np.diff(log_snr)).max() + 1e-9
+
+
+@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_of_x0_moves_the_next_step_alone(loop: str, kind: str) -> None:
     """Epsilon is the model's own: an edit by d at a step moves that step's x by sqrt(alphas_cumprod_prev) d, whole.
@@ -105,7 +179,7 @@ def test_an_edit_of_x0_moves_the_next_step_alone(loop: str, kind: str) -> None:
 
 @pytest.mark.parametrize("respacing", ["1", "ddim1"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop"])
+@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop"])
 def test_a_single_step(respacing: str, kind: str, loop: str) -> None:
     """It ended in an IndexError."""
     diffusion = spaced(respacing, **KINDS[kind])

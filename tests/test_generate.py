@@ -122,7 +122,7 @@ def golden_loop(small_config: dict, **flags: object) -> Loop:
     track = build_track(faces, len(golden["frames"]), pads=(0, 0, 0, 0))
     model = fill_(create_model(config)).eval().to(memory_format=torch.channels_last)
     diffusion = create_gaussian_diffusion(config, "ddim10")
-    sampler = DiffusionSampler(model, diffusion, config, torch.device("cpu"), True, True, 7, 0.5)
+    sampler = DiffusionSampler(model, diffusion, config, torch.device("cpu"), "ddim", True, 7, 0.5)
     is_frozen = options.sampling_input_type == "first_frame"
     played = Playback(FakeVideo(golden["frames"]), track, len(golden["frames"]), options.audio_longer, is_frozen)
     return Loop(golden["frames"], played, options, sampler, golden["mels"], golden)
@@ -347,8 +347,11 @@ def test_booleans(text: str) -> None:
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),
         (["--landmark_mask", "True"], "give --is_voxceleb2 False"),
         (["--adaptive_mask", "True"], "give --landmark_mask True"),
-        (["--timestep_respacing", "", "--quality_preset", "best"], "choose from fast, balanced, high, ultra"),
-        (["--quality_preset", "fast"], "--quality_preset fast is ddim10: drop it or --timestep_respacing"),
+        (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
+        (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
+        (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
+        (["--sampler", "euler"], "choose from ddpm, ddim, dpmpp_2m"),
+        (["--timestep_respacing", "logsnr99"], "99 steps evenly spaced in log-SNR do not fit into 1000"),
         (["--timestep_respacing", "ddim999"], "ddim999"),
         (["--image_size", "128"], "--image_size 128 contradicts the configuration in"),
         (["--class_cond", "True"], "class_cond is True; only False is supported"),
@@ -379,7 +382,24 @@ def test_a_preset_is_the_flags_that_it_stands_for(preset: str, steps: int) -> No
     paths = ["--video_path=v", "--audio_path=a", "--model_path=m"]
     named, _ = parse_options([*paths, "--quality_preset", preset])
     assert named == parse_options([*paths, "--use_ddim", "True", "--timestep_respacing", f"ddim{steps}"])[0]
+    assert named == parse_options([*paths, "--sampler", "ddim", "--sampling_steps", str(steps)])[0]
     assert parse_options([*paths, "--quality_preset", ""])[0] == parse_options(paths)[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampler", "respacing"),
+    [
+        ([], "ddpm", ""),
+        (["--use_ddim", "True"], "ddim", ""),
+        (["--sampling_steps", "9"], "ddpm", "9"),
+        (["--use_ddim", "True", "--sampler", "dpmpp_2m", "--sampling_steps", "8"], "dpmpp_2m", "logsnr8"),
+        (["--use_ddim", "True", "--quality_preset", "turbo"], "dpmpp_2m", "logsnr6"),
+    ],
+)
+def test_samplers_and_how_they_like_their_steps(flags: list[str], sampler: str, respacing: str) -> None:
+    options, _ = parse_options(["--video_path=v", "--audio_path=a", "--model_path=m", *flags])
+    assert (options.sampler_name, options.timestep_respacing) == (sampler, respacing)
+    assert options.use_ddim == (sampler == "ddim")
 
 
 def test_a_video_without_a_face(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -556,7 +576,8 @@ AFFECTS = {
     "sampling": {
         "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
-        "sampling_input_type": "first_frame", "use_ddim": True, "timestep_respacing": "ddim10", "clip_denoised": False,
+        "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
+        "clip_denoised": False,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",

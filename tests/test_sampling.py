@@ -45,7 +45,7 @@ def ancestral(small_config: dict) -> DiffusionSampler:
     config = model_config(small_config, "test")
     model = fill_(create_model(config)).eval()
     diffusion = create_gaussian_diffusion(config, "3")
-    return DiffusionSampler(model, diffusion, config, torch.device("cpu"), False, True, 7, 0.5)
+    return DiffusionSampler(model, diffusion, config, torch.device("cpu"), "ddpm", True, 7, 0.5)
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> bool:
@@ -72,22 +72,29 @@ def test_step_noise_differs_between_batches_attempts_and_seeds(ancestral: Diffus
 def test_ddim_starts_from_one_noise_for_all_frames_and_from_another_one_at_another_attempt(
     ancestral: DiffusionSampler,
 ) -> None:
-    ddim = replace(ancestral, use_ddim=True)
+    ddim = replace(ancestral, sampler="ddim")
     plain = ddim(batch_of(1))
     np.testing.assert_array_equal(ddim(batch_of(1, first=10)), plain)
     assert differ(plain, ddim(batch_of(1, attempt=1)))
 
 
+def test_samplers_are_told_apart(ancestral: DiffusionSampler) -> None:
+    results = [replace(ancestral, sampler=name)(batch_of(1)) for name in sampling.SAMPLERS]
+    assert differ(results[0], results[1])
+    assert differ(results[1], results[2])
+    np.testing.assert_array_equal(replace(ancestral, sampler="dpmpp_2m")(batch_of(1, first=9)), results[2])
+
+
 def test_context_is_sampled_along_and_thrown_away(ancestral: DiffusionSampler) -> None:
-    whole = replace(ancestral, use_ddim=True)(batch_of(3))
-    np.testing.assert_array_equal(replace(ancestral, use_ddim=True)(batch_of(3, context=2)), whole[2:])
+    whole = replace(ancestral, sampler="ddim")(batch_of(3))
+    np.testing.assert_array_equal(replace(ancestral, sampler="ddim")(batch_of(3, context=2)), whole[2:])
 
 
 def test_without_a_seed_every_frame_has_its_own_noise(ancestral: DiffusionSampler) -> None:
     batch = batch_of(1)
     twice = replace(batch, faces=batch.faces * 2, crops=batch.crops * 2, references=batch.references * 2,
                     mels=np.repeat(batch.mels, 2, axis=0))  # fmt: skip
-    unseeded = replace(ancestral, use_ddim=True, sampling_seed=None)(twice)
+    unseeded = replace(ancestral, sampler="ddim", sampling_seed=None)(twice)
     assert differ(unseeded[:1], unseeded[1:])
 
 

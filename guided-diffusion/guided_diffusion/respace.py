@@ -4,9 +4,24 @@ import numpy as np
 
 from .gaussian_diffusion import GaussianDiffusion
 
+LOG_SNR = "logsnr"
+
+
+def choose_timesteps(betas: np.ndarray, timestep_respacing: str) -> list[int]:
+    """The training timesteps that a sampler visits, ascending.
+
+    :param betas: float64 [T] of the unspaced process.
+    :param timestep_respacing: as for `space_timesteps`; or "logsnrN", see `even_in_log_snr`.
+    :raises ValueError: for anything else, or counts that do not fit.
+    """
+    if timestep_respacing.startswith(LOG_SNR):
+        count = _positive(timestep_respacing[len(LOG_SNR) :], timestep_respacing)
+        return even_in_log_snr(np.cumprod(1.0 - betas), count)
+    return space_timesteps(len(betas), timestep_respacing)
+
 
 def space_timesteps(num_timesteps: int, timestep_respacing: str) -> list[int]:
-    """The training timesteps that a sampler visits, ascending.
+    """The training timesteps of guided diffusion's respacings, ascending.
 
     :param timestep_respacing: "" is all of them; "ddimN" the first integer stride that yields exactly N;
         "a,b,c" splits the process into equal sections with a, b, c evenly spread steps each.
@@ -34,9 +49,25 @@ def space_timesteps(num_timesteps: int, timestep_respacing: str) -> list[int]:
     return steps
 
 
+def even_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
+    """The training timesteps nearest to `count` log-SNRs that are evenly spaced from noise to image, ascending.
+
+    DPM-Solver++ is exact where its prediction is a line over log-SNR (Lu et al. 2022, section 4).
+
+    :param alphas_cumprod: float [T] of the unspaced process.
+    :raises ValueError: when so many do not fit.
+    """
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    wanted = np.linspace(log_snr[-1], log_snr[0], count)
+    steps = sorted({int(np.abs(log_snr - value).argmin()) for value in wanted})
+    if len(steps) < count:
+        raise ValueError(f"{count} steps evenly spaced in log-SNR do not fit into {len(log_snr)}; give fewer")
+    return steps
+
+
 def _positive(text: str, timestep_respacing: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{timestep_respacing!r}: give '', 'ddimN' or counts like '10,10,5'")
+        raise ValueError(f"{timestep_respacing!r}: give '', 'ddimN', 'logsnrN' or counts like '10,10,5'")
     return int(text)
 
 

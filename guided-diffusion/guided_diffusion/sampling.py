@@ -17,6 +17,11 @@ from .streams import Face, Item
 from .tfg_data_util import crop_box, resize_crop, sample_to_crops, sampling_noise, tfg_process_batch, to_float
 from .unet import TFGModel
 
+SAMPLERS = {
+    "ddpm": GaussianDiffusion.p_sample_loop,
+    "ddim": GaussianDiffusion.ddim_sample_loop,
+    "dpmpp_2m": GaussianDiffusion.dpmpp_2m_sample_loop,
+}
 POLL_SECONDS = 0.05  # between looks for a batch that another process samples
 
 
@@ -120,6 +125,7 @@ class StoredSampler:
 class DiffusionSampler:
     """The `Sampler` of one network.
 
+    :param sampler: of SAMPLERS.
     :param sampling_seed: of the noise that all frames start from; None draws it anew for each.
     """
 
@@ -127,7 +133,7 @@ class DiffusionSampler:
     diffusion: GaussianDiffusion
     config: ModelConfig
     device: torch.device
-    use_ddim: bool
+    sampler: str
     clip_denoised: bool
     sampling_seed: int | None
     face_hide_percentage: float
@@ -140,8 +146,9 @@ class DiffusionSampler:
         noise_seed, generator = self._randomness(batch)
         noise = sampling_noise(len(crops), size, noise_seed)
         inputs = tfg_process_batch(crops, references, batch.mels, noise, self.face_hide_percentage, self.device)
-        loop = self.diffusion.ddim_sample_loop if self.use_ddim else self.diffusion.p_sample_loop
-        sample_loop = partial(loop, clip_denoised=self.clip_denoised, generator=generator)
+        sample_loop = partial(
+            SAMPLERS[self.sampler], self.diffusion, clip_denoised=self.clip_denoised, generator=generator
+        )
         x_0 = sample(self.model, sample_loop, inputs)
         return sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .gaussian_diffusion import NOISE_SCHEDULES, get_named_beta_schedule
-from .respace import SpacedDiffusion, space_timesteps
+from .respace import SpacedDiffusion, choose_timesteps
 from .store import replace_when_complete
 from .unet import TFGModel
 
@@ -78,7 +78,7 @@ def check_options(options: Any, rules: Iterable[Rule] = ()) -> None:
     for f in dataclasses.fields(options):
         choices, within, value = f.metadata["choices"], f.metadata["within"], getattr(options, f.name)
         if choices and value not in choices:
-            raise InputError(f"--{f.name} {value}: choose from {', '.join(choices)}")
+            raise InputError(f"--{f.name} {value}: choose from {', '.join(filter(None, choices))}")
         if within and not within[0] <= value <= within[1]:
             raise InputError(f"--{f.name} {value}: give a value from {within[0]} to {within[1]}")
     for is_wrong, message in rules:
@@ -274,17 +274,18 @@ def create_model(config: ModelConfig) -> TFGModel:
 
 
 def create_gaussian_diffusion(config: ModelConfig, timestep_respacing: str = "") -> SpacedDiffusion:
-    """The diffusion process of this configuration over the timesteps of `space_timesteps`.
+    """The diffusion process of this configuration over the timesteps of `choose_timesteps`.
 
     :raises InputError: when the respacing does not fit.
     """
+    betas = get_named_beta_schedule(config.noise_schedule, config.diffusion_steps)
     try:
-        use_timesteps = space_timesteps(config.diffusion_steps, timestep_respacing)
+        use_timesteps = choose_timesteps(betas, timestep_respacing)
     except ValueError as error:
         raise InputError(f"--timestep_respacing {error}") from None
     return SpacedDiffusion(
         use_timesteps,
-        get_named_beta_schedule(config.noise_schedule, config.diffusion_steps),
+        betas,
         predict_xstart=config.predict_xstart,
         learn_sigma=config.learn_sigma,
         rescale_timesteps=config.rescale_timesteps,
