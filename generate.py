@@ -72,7 +72,7 @@ ORDERS: tuple[str, ...] = typing.get_args(Order)
 REF_TYPES = ("gt", "first_frame", "random")
 INPUT_TYPES = ("gt", "first_frame")
 QUALITY_PRESETS = {  # sampler, steps
-    "turbo": ("dpmpp_2m", "logsnr6"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
+    "turbo": ("dpmpp_2m", "logsnr7"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
 }  # fmt: skip
 # how a number of steps is spread: --sampling_steps

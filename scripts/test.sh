@@ -6,4 +6,5 @@ PYTHON=$(bash "$root/scripts/setup.sh" requirements-dev.txt)
 cd "$root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest "$@"
+# by files: what the tests of one share is made once
+exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"

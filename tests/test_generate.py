@@ -393,7 +393,7 @@ def test_a_preset_is_the_flags_that_it_stands_for(preset: str, steps: int) -> No
         (["--use_ddim", "True"], "ddim", ""),
         (["--sampling_steps", "9"], "ddpm", "9"),
         (["--use_ddim", "True", "--sampler", "dpmpp_2m", "--sampling_steps", "8"], "dpmpp_2m", "logsnr8"),
-        (["--use_ddim", "True", "--quality_preset", "turbo"], "dpmpp_2m", "logsnr6"),
+        (["--use_ddim", "True", "--quality_preset", "turbo"], "dpmpp_2m", "logsnr7"),
     ],
 )
 def test_samplers_and_how_they_like_their_steps(flags: list[str], sampler: str, respacing: str) -> None:
