@@ -29,10 +29,10 @@ if [ "$NUM_GPUS" -gt 1 ]; then
 else
   launch=("$PYTHON")
 fi
-# the paper's 25 steps, unless the caller names a preset; a --timestep_respacing of theirs comes later and counts
+# the paper's 25 steps, unless the caller says how many; a --timestep_respacing of theirs comes later and counts
 steps=(--timestep_respacing ddim25)
 for argument in "$@"; do
-  case $argument in --quality_preset | --quality_preset=*) steps=() ;; esac
+  case $argument in --quality_preset | --quality_preset=* | --sampling_steps | --sampling_steps=*) steps=() ;; esac
 done
 exec "${launch[@]}" "$root/generate.py" \
   --generate_from_filelist True --test_video_dir "$real_video_root" --filelist "$filelist" \

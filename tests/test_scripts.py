@@ -54,11 +54,12 @@ def test_modes_and_processes_of_a_list(environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("script", ["inference.sh", "inference_single_video.sh"])
 def test_the_callers_number_of_steps_wins(environment: dict[str, str], script: str) -> None:
-    """A preset beside --timestep_respacing is an error; of two equal flags the last counts."""
+    """A preset or --sampling_steps beside --timestep_respacing is an error; of two equal flags the last counts."""
     steps = "--timestep_respacing"
     plain = asked(script, environment)
     assert plain[plain.index(steps) + 1] == "ddim25"
-    for preset in (["--quality_preset", "fast"], ["--quality_preset=fast"]):
+    for own in ("--quality_preset fast", "--quality_preset=fast", "--sampling_steps 9", "--sampling_steps=9"):
+        preset = own.split()
         said = asked(script, environment, *preset)
         assert steps not in said
         assert said[-len(preset) :] == preset
