@@ -68,9 +68,6 @@ from guided_diffusion.video_util import (
 )
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
 
-ORDERS: tuple[str, ...] = typing.get_args(Order)
-REF_TYPES = ("gt", "first_frame", "random")
-INPUT_TYPES = ("gt", "first_frame")
 QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("dpmpp_2m", "logsnr7"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
@@ -119,7 +116,7 @@ class Options:
     skip_existing: bool = flag(False, "leave results that exist already as they are", "run")
 
     video_fps: float = flag(25.0, "frame rate of the result; 0 keeps the source's own", "faces", within=(0, 1000))
-    audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", ORDERS)
+    audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
     pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(
@@ -135,9 +132,9 @@ class Options:
     face_hide_percentage: float = flag(0.5, "lower part of the crop that is generated", "sampling", within=(0.01, 1))
     sampling_seed: int | None = flag(None, "seed of the noise, one for all frames; none draws it anew", "sampling")
     sampling_batch_size: int = flag(2, "a batch has this many times nframes frames", "sampling", within=(1, 1 << 14))
-    sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", REF_TYPES)
+    sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", ("gt", "first_frame", "random"))
     sampling_use_gt_for_ref: bool = flag(False, "the same as --sampling_ref_type gt", "sampling")
-    sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", INPUT_TYPES)
+    sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", ("gt", "first_frame"))
     sampler: str = flag("", "default: ddim with --use_ddim True, else ddpm", "sampling", ("", *SAMPLERS))
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
     timestep_respacing: str = flag("", "ddimN, logsnrN (for dpmpp_2m), or steps per section as a,b,c", "sampling")
@@ -232,6 +229,8 @@ def resolve_steps(given: Mapping[str, Any]) -> dict[str, Any]:
     if preset and preset not in QUALITY_PRESETS:
         raise InputError(f"--quality_preset {preset}: choose from {', '.join(QUALITY_PRESETS)}")
     if preset:
+        if flags["sampler"] not in ("", QUALITY_PRESETS[preset][0]):
+            raise InputError(f"--quality_preset {preset} contradicts --sampler {sampler}: drop one")
         sampler, flags["timestep_respacing"] = QUALITY_PRESETS[preset]
     elif count and sampler in STEPS:  # Options says what is wrong with another one
         flags["timestep_respacing"] = STEPS[sampler].format(count)
@@ -441,13 +440,8 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     playback = Playback(
         clip.video, track, clip.n_windows, options.audio_longer, options.sampling_input_type == "first_frame"
     )
-    unheard = float((clip.n_windows - playback.n_output) / clip.video.fps)
-    if unheard > UNHEARD_SECONDS and ranks.rank == 0:
-        print(
-            f"notice: the video ends before the sound: {unheard:.1f} s of it are cut off; with --audio_longer pingpong "
-            "the video goes on, back and forth, until the sound ends",
-            file=sys.stderr,
-        )
+    if ranks.rank == 0:
+        tell_unheard(float((clip.n_windows - playback.n_output) / clip.video.fps))
     batch_size = options.sampling_batch_size * tools.config.nframes
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
@@ -467,6 +461,12 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)
     return {**dataclasses.asdict(job), **said, "stages": [name for name, _ in stages]}
+
+
+def tell_unheard(seconds: float) -> None:
+    if seconds > UNHEARD_SECONDS:
+        told = f"notice: the video ends before the sound: {seconds:.1f} s of it are cut off; with --audio_longer"
+        print(told, "pingpong the video goes on, back and forth, until the sound ends", file=sys.stderr)
 
 
 def find_track(

@@ -350,6 +350,7 @@ def test_booleans(text: str) -> None:
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
+        (["--timestep_respacing", "", "--sampler", "ddpm", "--quality_preset", "turbo"], "contradicts --sampler ddpm"),
         (["--sampler", "euler"], "choose from ddpm, ddim, dpmpp_2m"),
         (["--timestep_respacing", "logsnr99"], "99 steps evenly spaced in log-SNR do not fit into 1000"),
         (["--timestep_respacing", "ddim999"], "ddim999"),
