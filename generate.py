@@ -4,13 +4,11 @@ Pass 1 reads the video once and keeps only boxes and landmarks; pass 2 reads it 
 the stages on each, pastes it and encodes. Memory does not grow with the length of the video.
 """
 
-import argparse
 import dataclasses
 import os
 import signal
 import sys
 import traceback
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from tqdm import tqdm
 
 from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
 from audio.hparams import HParams, front_end
-from face_detection.api import DETECTORS, Detection, FaceAlignment, face_identity
+from face_detection.api import Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
 from face_detection.tracks import (
     FaceTrack,
@@ -36,44 +34,18 @@ from face_detection.tracks import (
     smooth_landmarks,
     voxceleb2_box,
 )
-from guided_diffusion.dist_util import DEVICES, Ranks, choose_device, join_ranks
+from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
-from guided_diffusion.sampling import SAMPLERS, DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
-from guided_diffusion.script_util import (
-    FlagParser,
-    ModelConfig,
-    Rule,
-    add_fixed_flags,
-    add_flag,
-    add_flags,
-    add_model_flags,
-    check_options,
-    create_gaussian_diffusion,
-    load_checkpoint,
-    load_model,
-    option,
-)
+from guided_diffusion.options import Options, parse_options
+from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint, load_model
 from guided_diffusion.store import ChunkStore, content_key, file_digest
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
-from guided_diffusion.video_util import (
-    X264_PRESETS,
-    Order,
-    VideoSource,
-    VideoWriter,
-    check_size,
-    count_frames,
-    open_video,
-)
+from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
 
-QUALITY_PRESETS = {  # sampler, steps
-    "turbo": ("dpmpp_2m", "logsnr7"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
-    "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
-}  # fmt: skip
-# how a number of steps is spread: --sampling_steps
-STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}"}
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
 LIP_BATCH = 16  # generated crops whose landmarks are found together
@@ -81,171 +53,6 @@ WRITE_AHEAD = 4  # results that wait for the encoder
 UNHEARD_SECONDS = 0.2  # of sound may be cut off without a word
 # what stored faces and samples look like; raise it when either changes
 STORE_FORMAT = 2
-
-
-# ---------------------------------------------------------------------------------------------------------- options
-
-
-def flag(
-    default: Any, help: str, affects: str, choices: Sequence[str] = (), within: tuple[float, float] | None = None
-) -> Any:
-    """A command-line flag. `affects` is the first part of a run that it changes: faces, sampling, output or run."""
-    return option(default, help, choices, within, affects=affects)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Every flag but the network's own (those are `ModelConfig`'s and come with the checkpoint).
-
-    :raises InputError: naming the first value that is not allowed, and what is.
-    """
-
-    video_path: str = flag("", "video (or still image) to lip-sync", "run")
-    audio_path: str = flag("", "speech: a sound file, or a video with sound", "run")
-    out_path: str | None = flag(None, "result; by default <audio>_<video>.mp4 in sample_path", "run")
-    model_path: str = flag("", "checkpoint (.pt with its .json beside it, or .safetensors)", "run")
-    save_orig: bool = flag(True, "also write <name>_orig.mp4: the source frames with the new sound", "output")
-    crf: int = flag(18, "H.264 quality, 0 (lossless but for 4:2:0) to 51", "output", within=(0, 51))
-    x264_preset: str = flag("medium", "H.264 speed against size of file", "output", X264_PRESETS)
-
-    generate_from_filelist: bool = flag(False, "work through --filelist instead of one video", "run")
-    filelist: str = flag("test_filelist.txt", 'lines "audio_name video_name" (a tab where names have spaces)', "run")
-    test_video_dir: str = flag("test_videos", "folder of the filelist's names, which are without .mp4", "run")
-    sample_path: str = flag("d2l_gen", "folder for results", "run")
-    sample_partition: str = flag("", "sub-folder of sample_path", "run")
-    skip_existing: bool = flag(False, "leave results that exist already as they are", "run")
-
-    video_fps: float = flag(25.0, "frame rate of the result; 0 keeps the source's own", "faces", within=(0, 1000))
-    audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
-    pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
-    face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
-    detection_size: int = flag(
-        720, "faces are looked for in frames with at most this long side", "faces", within=(32, 1 << 14)
-    )
-    face_det_batch_size: int = flag(64, "at most this many frames per call of the detector", "run", within=(1, 1 << 14))
-    face_index: int = flag(
-        -1, "which face, from the left in the first frame with faces; -1 is the best", "sampling", within=(-1, 1000)
-    )
-    pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "sampling")
-    is_voxceleb2: bool = flag(True, "no detection: VoxCeleb2's fixed crop of 224 x 224 frames", "faces")
-
-    face_hide_percentage: float = flag(0.5, "lower part of the crop that is generated", "sampling", within=(0.01, 1))
-    sampling_seed: int | None = flag(None, "seed of the noise, one for all frames; none draws it anew", "sampling")
-    sampling_batch_size: int = flag(2, "a batch has this many times nframes frames", "sampling", within=(1, 1 << 14))
-    sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", ("gt", "first_frame", "random"))
-    sampling_use_gt_for_ref: bool = flag(False, "the same as --sampling_ref_type gt", "sampling")
-    sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", ("gt", "first_frame"))
-    sampler: str = flag("", "default: ddim with --use_ddim True, else ddpm", "sampling", ("", *SAMPLERS))
-    use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
-    timestep_respacing: str = flag("", "ddimN, logsnrN (for dpmpp_2m), or steps per section as a,b,c", "sampling")
-    clip_denoised: bool = flag(True, "clamp the x_0 prediction", "sampling")
-    use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
-    device: str = flag("auto", "where the network runs", "run", DEVICES)
-
-    blur_kernel_size: int = flag(
-        0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
-    )
-    sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output", within=(0, 1))
-    landmark_mask: bool = flag(False, "show the generated mouth only", "output")
-    mask_expansion: float = flag(
-        1.2, "the mouth is shown up to (this - 1) of its width around the lips", "output", within=(1.01, 3)
-    )
-    adaptive_mask: bool = flag(False, "the margin around the lips grows as the mouth opens", "output")
-
-    work_dir: str | None = flag(None, "keep faces and samples here: continue after a kill, composite anew", "run")
-    stats: str | None = flag(None, "write times, memory, versions and options to this JSON file", "run")
-
-    def __post_init__(self) -> None:
-        _ = self.pad_pixels
-        check_options(self, RULES)
-
-    @property
-    def sampler_name(self) -> str:
-        return self.sampler or ("ddim" if self.use_ddim else "ddpm")
-
-    @property
-    def pad_pixels(self) -> tuple[int, int, int, int]:
-        """`pads` as (top, bottom, left, right)."""
-        parts = self.pads.split(",")
-        if len(parts) != 4 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
-            raise InputError(f"--pads {self.pads}: give four whole numbers, top,bottom,left,right")
-        top, bottom, left, right = map(int, parts)
-        return top, bottom, left, right
-
-    def affecting(self, part: str) -> dict[str, Any]:
-        """The options that change this part of a run."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["affects"] == part}
-
-
-# fmt: off
-RULES: tuple[Rule, ...] = (
-    (lambda o: o.sampling_seed is not None and not 0 <= o.sampling_seed < 1 << 63,
-     "--sampling_seed {sampling_seed}: give a whole number from 0 up"),
-    (lambda o: o.sampling_use_gt_for_ref and o.sampling_ref_type != "gt",
-     "--sampling_use_gt_for_ref True contradicts --sampling_ref_type {sampling_ref_type}: drop one"),
-    (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
-     "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending"),
-    (lambda o: o.landmark_mask and o.is_voxceleb2,
-     "--landmark_mask True needs a detected face: give --is_voxceleb2 False"),
-    (lambda o: o.adaptive_mask and not o.landmark_mask,
-     "--adaptive_mask True changes the mask of the lips: give --landmark_mask True too"),
-    (lambda o: o.mask_expansion != Options.mask_expansion and not o.landmark_mask,
-     "--mask_expansion is the size of the lips' mask: give --landmark_mask True too"),
-    (lambda o: o.work_dir is not None and o.sampling_seed is None,
-     "--work_dir needs a seed, so that stored samples fit new ones: give --sampling_seed 7"),
-    (lambda o: not o.model_path,
-     "--model_path is missing: give a checkpoint (see README.md, Checkpoints)"),
-    (lambda o: not o.generate_from_filelist and not (o.video_path and o.audio_path),
-     "give --video_path and --audio_path, or --generate_from_filelist True with --filelist"),
-)
-# fmt: on
-
-
-def create_argparser() -> argparse.ArgumentParser:
-    """Flags of Options, then the network's (default: the checkpoint's), then upstream's with one supported value."""
-    parser = FlagParser("generate.py", "Lip-sync a video to a speech file.")
-    group = parser.add_argument_group("options")
-    add_flags(group, Options)
-    add_flag(group, "sampling_steps", int, 0, "steps, spread as the sampler likes it best")
-    presets = ", ".join(f"{name} {sampler} {steps}" for name, (sampler, steps) in QUALITY_PRESETS.items())
-    add_flag(group, "quality_preset", str, "", f"--sampler and --timestep_respacing in one word: {presets}")
-    add_model_flags(parser, "the network's own, known from the checkpoint; given here, they must agree")
-    add_fixed_flags(parser)
-    return parser
-
-
-def resolve_steps(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags with those that --quality_preset or --sampling_steps stand for; the rest of the program knows neither.
-
-    :raises InputError: for an unknown preset, and for two flags that say how many steps there are.
-    """
-    flags = dict(given)
-    sampler = flags["sampler"] or ("ddim" if flags["use_ddim"] else "ddpm")
-    said = [name for name in ("quality_preset", "sampling_steps", "timestep_respacing") if flags[name]]
-    if len(said) > 1:
-        both = " and ".join(f"--{name} {flags[name]}" for name in said)
-        raise InputError(f"{both}: each says how many steps there are; drop all but one")
-    preset, count = flags.pop("quality_preset"), flags.pop("sampling_steps")
-    if preset and preset not in QUALITY_PRESETS:
-        raise InputError(f"--quality_preset {preset}: choose from {', '.join(QUALITY_PRESETS)}")
-    if preset:
-        if flags["sampler"] not in ("", QUALITY_PRESETS[preset][0]):
-            raise InputError(f"--quality_preset {preset} contradicts --sampler {sampler}: drop one")
-        sampler, flags["timestep_respacing"] = QUALITY_PRESETS[preset]
-    elif count and sampler in STEPS:  # Options says what is wrong with another one
-        flags["timestep_respacing"] = STEPS[sampler].format(count)
-    return {**flags, "sampler": sampler, "use_ddim": sampler == "ddim"}
-
-
-def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
-    """Options, and the network's flags that were given.
-
-    :raises InputError: for flags or values that are not allowed.
-    """
-    given = resolve_steps(vars(create_argparser().parse_args(argv)))
-    names = {f.name for f in dataclasses.fields(Options)}
-    options = Options(**{name: value for name, value in given.items() if name in names})
-    return options, {name: value for name, value in given.items() if name not in names and value is not None}
 
 
 # ------------------------------------------------------------------------------------------------------------- jobs

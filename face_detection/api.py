@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.options import DETECTORS
 from guided_diffusion.store import file_digest
 
-DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 MIN_FACE_SIDE = 8
 """A box with a side of fewer pixels than this is not a face that anything can be done with."""
 

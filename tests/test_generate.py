@@ -27,24 +27,13 @@ from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
 from face_detection.tracks import VideoFaces, build_track, find_faces, voxceleb2_box
-from generate import (
-    Clip,
-    Options,
-    Tools,
-    WorkFiles,
-    build_stages,
-    create_argparser,
-    find_track,
-    load_tools,
-    main,
-    parse_options,
-    work_files,
-)
+from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tools, main, work_files
 from guided_diffusion import streams
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job
 from guided_diffusion.logger import Timings
+from guided_diffusion.options import Options, create_argparser, parse_options
 from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.streams import Face, Item, Stages, per_face
