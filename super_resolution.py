@@ -114,7 +114,8 @@ def load_network(path: Path) -> "ImageModelDescriptor[Any]":
             f"{channels[1]} channels; give one that enlarges RGB pictures"
         )
     merge_branches(network.model)
-    network.model.requires_grad_(False)
+    # channels_last takes three quarters of the time on a CPU
+    network.model.requires_grad_(False).to(memory_format=torch.channels_last)
     return network.float().eval()
 
 
@@ -212,8 +213,8 @@ class LipSuperResolver:
         """
         n, height, width, _ = face_crops.shape
         y1, y2, x1, x2 = lip_bbox
-        regions = face_crops[:, y1:y2, x1:x2]
-        pictures = torch.from_numpy(regions).permute(0, 3, 1, 2).contiguous()
+        regions = np.ascontiguousarray(face_crops[:, y1:y2, x1:x2])
+        pictures = torch.from_numpy(regions).permute(0, 3, 1, 2)  # its memory is channels_last
         enlarged = self.network(pictures.to(self.network.device)).permute(0, 2, 3, 1).cpu().numpy()
         window = self.strength * fade(*enlarged.shape[1:3])[..., None]
         details = np.zeros((n, height * self.scale, width * self.scale, 3), np.float32)

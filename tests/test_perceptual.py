@@ -6,12 +6,12 @@ import tarfile
 from pathlib import Path
 
 import cv2
-import fetch_weights
 import numpy as np
 import pytest
 import torch
 from skimage import data
 
+import fetch_weights
 import perceptual
 from guided_diffusion.errors import InputError
 from perceptual import NumpyUnpickler, load_lpips, ms_ssim, read_sdist

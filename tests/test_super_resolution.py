@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import fetch_weights
 import super_resolution
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import download
@@ -145,18 +146,24 @@ def test_small_faces_stay_as_they_are_and_that_is_said_once(
     assert capsys.readouterr().err.count("not larger than the network's crop") == 1
 
 
-def test_merged_convolutions_are_what_spandrel_computes() -> None:
-    """Its own SPAN merges the branches of training at every call."""
+def test_merged_convolutions_are_what_spandrel_computes(tmp_path: Path) -> None:
+    """Its own SPAN merges the branches of training at every call; a file may hold the merged ones alone."""
     from spandrel.architectures.SPAN import SPAN
 
     torch.manual_seed(0)
     network = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2).eval()
-    picture = torch.rand(1, 3, 9, 13)
+    picture = 0.2 + 0.6 * torch.rand(1, 3, 9, 13)
     with torch.inference_mode():
-        expected = network(picture)
-        super_resolution.merge_branches(network)
-        assert not any("sk" in name for name, _ in network.named_modules())
-        assert torch.equal(network(picture), expected)
+        expected = network(picture).clamp(0, 1)
+    whole, compact = tmp_path / "whole.pth", tmp_path / "compact.pth"
+    weights = network.state_dict()
+    torch.save({"params": weights}, whole)
+    torch.save({k: v for k, v in weights.items() if ".sk." not in k and ".conv." not in k}, compact)
+    for path in (whole, compact):
+        loaded = load_network(path)
+        assert loaded.scale == 2
+        assert not any("sk" in name for name, _ in loaded.model.named_modules())
+        assert torch.allclose(loaded(picture), expected, atol=1e-5)
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="needs ../shared")
@@ -293,5 +300,29 @@ def test_weights_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with server() as (url, asked):
         monkeypatch.setitem(MODELS, "some", super_resolution.Weights("some.pth", digest(), url))
         assert find_weights("some") == find_weights("some") == tmp_path / "some.pth"
+    assert len(asked) == 1
+
+
+def test_weights_are_fetched_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(super_resolution, "CHECKPOINTS", tmp_path)
+    with server() as (url, _):
+        monkeypatch.setitem(MODELS, "some", super_resolution.Weights("some.pth", digest(), url))
+        monkeypatch.setitem(MODELS, "other", super_resolution.Weights("other.pth", digest(b"meant"), url))
+        assert fetch_weights.main(["some"]) == 0
+        assert capsys.readouterr().out.split() == [str(tmp_path / "some.pth")]
+        assert fetch_weights.main(["other"]) == 2
+    assert "fetch_weights.py: error: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        fetch_weights.main(["none"])
+
+
+def test_without_write_access_weights_go_to_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(super_resolution, "CHECKPOINTS", tmp_path / "not there")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    with server() as (url, asked):
+        monkeypatch.setitem(MODELS, "some", super_resolution.Weights("some.pth", digest(), url))
+        assert find_weights("some") == find_weights("some") == tmp_path / "cache" / "hub" / "checkpoints" / "some.pth"
     assert len(asked) == 1
 
