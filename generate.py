@@ -55,6 +55,7 @@ from guided_diffusion.store import ChunkStore, content_key, file_digest
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
+from super_resolution import SR_BATCH, LipSuperResolver
 
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
@@ -152,10 +153,15 @@ def sampled_items(
         next(frames, None)  # its end, so that its thread need not be interrupted
 
 
-def build_stages(options: Options, image_size: int, detector: FaceAlignment | None) -> Stages:
+def build_stages(
+    options: Options, image_size: int, detector: FaceAlignment | None, resolver: LipSuperResolver | None = None
+) -> Stages:
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
+    if resolver is not None:
+        enhance = partial(resolver.enhance, face_hide_percentage=hidden)
+        stages.append(("super-resolution", in_batches(enhance, SR_BATCH)))
     if options.sharpening_strength:
         strength = options.sharpening_strength
         stages.append(
@@ -216,6 +222,7 @@ class Tools:
     face_key: dict[str, Any]
     sampler_key: dict[str, Any]
     ranks: Ranks
+    resolver: LipSuperResolver | None = None
 
 
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
@@ -232,6 +239,9 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         detector = FaceAlignment(
             options.face_detector, str(device), options.detection_size, options.face_det_batch_size
         )
+    resolver = None
+    if options.super_resolution and options.sr_strength:
+        resolver = LipSuperResolver(options.sr_model, options.sr_strength, device)
     digest = file_digest(options.model_path)
     batch_size = (
         largest_batch(config, engine)
@@ -247,7 +257,7 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         load_denoiser(checkpoint, digest, engine, cache), diffusion, config, device, options.sampler_name,
         options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
     )  # fmt: skip
-    return Tools(config, sampler, batch_size, detector, face_key, sampler_key, ranks)
+    return Tools(config, sampler, batch_size, detector, face_key, sampler_key, ranks, resolver)
 
 
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
@@ -279,7 +289,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
         for _ in items:
             pass
         return None
-    stages = build_stages(options, tools.config.image_size, tools.detector)
+    stages = build_stages(options, tools.config.image_size, tools.detector, tools.resolver)
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)

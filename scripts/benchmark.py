@@ -3,6 +3,9 @@
 media     milliseconds per frame for decoding, face detection, pasting and encoding
 composite milliseconds per 590 x 590 frame for pasting, blending, sharpening, lip masks and their landmarks, as shares
           of the time that sampling a frame takes at the paper's size and in 25 steps
+super_resolution
+          milliseconds per frame and GFLOP of --super_resolution for crops of 64 and 128 px, lip regions of two sizes, 1
+          and 2 threads, with the networks that come with the project and the --sr_models given
 pipeline  milliseconds per frame of pass 2 with stubs of 10 and 30 ms a frame for a GPU's sampler, all in one thread and
           as streams; how long the stub was busy meanwhile, and the part that most time went into
 memory    peak resident size of a whole run with a stub for the sampler, for 6 and 60 s of one clip and 1 and 60 minutes
@@ -48,8 +51,9 @@ from guided_diffusion.streams import Box, Face, Item, Stage
 from guided_diffusion.tfg_data_util import resize_crop
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
+from super_resolution import SR_BATCH, LipSuperResolver, add_at_box, lip_region
 
-PARTS = ("media", "composite", "pipeline", "memory")
+PARTS = ("media", "composite", "super_resolution", "pipeline", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
 SECONDS_OF_VIDEO_AND_SOUND = ((6, 60), (60, 60), (6, 3600))
 PIPELINE_FRAMES = 200  # x264 looks ahead by 40, whose encoding comes at the end and beside nothing
@@ -65,6 +69,8 @@ def main() -> int:
         help="clips with a face, of which only pipeline takes more than the first; default one made of NASA's portrait",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=4, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
+    parser.add_argument("--sr_models", nargs="*", default=[], metavar="NAME|FILE", help="more for super_resolution")
     parser.add_argument("--measure_memory", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
@@ -75,6 +81,8 @@ def main() -> int:
     print(", ".join(f"{name} {version}" for name, version in versions().items()), f"{torch.get_num_threads()} threads")
     if "composite" in arguments.parts:
         benchmark_composite(arguments.batch)
+    if "super_resolution" in arguments.parts:
+        benchmark_super_resolution(["span_x2", "span_x4", *arguments.sr_models], arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         if {"media", "memory", "pipeline"} & set(arguments.parts):
             given = arguments.video or []
@@ -192,6 +200,46 @@ def milliseconds(function: Callable[[], object], calls: int = 30) -> float:
     """The median of so many calls, after one that warms up."""
     function()
     return 1000 * statistics.median(timed(function) for _ in range(calls))
+
+
+# ------------------------------------------------------------------------------------------------- super-resolution
+
+
+def benchmark_super_resolution(models: Sequence[str], rounds: int) -> None:
+    """A batch of random crops for a box of 326 x 242; the lip region, and a half of the crop that is generated."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    print(f"\nsuper_resolution, batches of {SR_BATCH}, box 326 x 242, least of {rounds}")
+    face = Face(0, (0, 326, 0, 242))
+    for model in models:
+        resolver = LipSuperResolver(model)
+        for size in (64, 128):
+            crops = np.random.default_rng(0).random((SR_BATCH, size, size, 3), dtype=np.float32)
+            regions = {"lips": lip_region(crops.shape[1:], 0.5), "lower half": (size // 2, size, 0, size)}
+            for name, region in regions.items():
+
+                def run(resolver: LipSuperResolver = resolver, crops: np.ndarray = crops, region: Box = region) -> None:
+                    for crop, detail in zip(crops, resolver.lip_detail(crops, region), strict=True):
+                        add_at_box(Item(crop, face, crop), detail)
+
+                with FlopCounterMode(display=False) as counter:
+                    run()
+                y1, y2, x1, x2 = region
+                ms = {threads: 1000 * with_threads(threads, run, rounds) / SR_BATCH for threads in (1, 2)}
+                print(
+                    f"  {Path(model).stem}, {size} px, {name} {y2 - y1} x {x2 - x1}: "
+                    f"{counter.get_total_flops() / SR_BATCH / 1e9:.1f} GFLOP, "
+                    + ", ".join(f"{value:.1f} ms on {threads} threads" for threads, value in ms.items())
+                )
+
+
+def with_threads(n: int, function: Callable[[], object], rounds: int) -> float:
+    """The least seconds of so many calls in n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    seconds = min(timed(function) for _ in range(rounds))
+    torch.set_num_threads(before)
+    return seconds
 
 
 # --------------------------------------------------------------------------------------------------------- pipeline

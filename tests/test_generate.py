@@ -39,6 +39,7 @@ from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion,
 from guided_diffusion.streams import Face, Item, Stages, per_face
 from guided_diffusion.video_util import open_video, source_index
 from post_processing import paste_stage
+from super_resolution import LipSuperResolver
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -256,6 +257,25 @@ def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
             assert (picture[y1 + int(0.75 * (y2 - y1)), (x1 + x2) // 2] == 0).all()
 
 
+def test_super_resolution_comes_first_and_changes_the_lips_alone(small_config: dict) -> None:
+    loop = golden_loop(small_config)
+    resolver = LipSuperResolver()
+    alone, with_all = (
+        build_stages(replace(loop.options, **flags), 64, None, resolver)
+        for flags in ({}, {"sharpening_strength": 0.5, "blur_kernel_size": 9})
+    )
+    assert [name for name, _ in with_all] == ["super-resolution", "sharpen", "paste"]
+    for plain, picture, (y1, y2, x1, x2) in zip(
+        loop.pictures(), loop.pictures(alone), loop.playback.track.boxes, strict=True
+    ):
+        difference = np.abs(picture.astype(int) - plain).max(axis=2)
+        middle = (slice(y1 + int(0.54 * (y2 - y1)), y2), slice(x1 + int(0.1 * (x2 - x1)), x2 - int(0.1 * (x2 - x1))))
+        assert difference[middle].max() > 3
+        difference[middle] = 0
+        assert difference.max() <= 1  # of rounding once instead of twice
+    assert any((a != b).any() for a, b in zip(loop.pictures(alone), loop.pictures(with_all), strict=True))
+
+
 # ------------------------------------------------------------------------------------------------ the command line
 
 UPSTREAM_FLAGS = """--generate_from_filelist 0 --save_orig=False --use_fp16 True --face_hide_percentage 0.5
@@ -331,6 +351,9 @@ def test_booleans(text: str) -> None:
         (["--blur_kernel_size", "2"], "give 3 to 63 pixels, or 0"),
         (["--blur_kernel_size", "64"], "give 3 to 63 pixels, or 0"),
         (["--sharpening_strength", "1.5"], "from 0 to 1"),
+        (["--sr_strength", "0.5"], "give --super_resolution True too"),
+        (["--super_resolution", "True", "--face_hide_percentage", "0.1"], "give 0.2 or more"),
+        (["--super_resolution", "True", "--sr_model", "span_x3"], "choose from span_x2"),
         (["--sharpening_strength", "nan"], "from 0 to 1"),
         (["--mask_expansion", "1"], "from 1.01 to 3"),
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),
@@ -576,7 +599,7 @@ AFFECTS = {
         "face_det_batch_size": 8, "use_fp16": False, "device": "cpu", "engine": "openvino",
         "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
-        "stats": "stats.json", "work_dir": "elsewhere",
+        "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True, "sr_model": "f", "sr_strength": 0.5,
     },
 }  # fmt: skip
 

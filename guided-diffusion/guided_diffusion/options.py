@@ -22,6 +22,8 @@ QUALITY_PRESETS = {  # sampler, steps
 # how a number of steps is spread: --sampling_steps
 STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}"}
 
+MOUTH = 0.2  # of the crop's height is below the middle of most mouths
+
 
 def flag(
     default: Any,
@@ -93,6 +95,9 @@ class Options:
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
     )
+    super_resolution: bool = flag(False, "more detail for the lips, by a network of its own", "output")
+    sr_model: str = flag("span_x2", "that network: a name (see docs/user-guide.md) or a file", "output")
+    sr_strength: float = flag(1.0, "how much of its detail is added, 0 to 1", "output", within=(0, 1))
     sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output", within=(0, 1))
     landmark_mask: bool = flag(False, "show the generated mouth only", "output")
     mask_expansion: float = flag(
@@ -137,6 +142,11 @@ RULES: tuple[Rule, ...] = (
      "--compile True is PyTorch's: drop it, or --engine {engine}"),
     (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
      "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending"),
+    (lambda o: (o.sr_model, o.sr_strength) != (Options.sr_model, Options.sr_strength) and not o.super_resolution,
+     "--sr_model and --sr_strength are about --super_resolution: give --super_resolution True too"),
+    (lambda o: o.super_resolution and o.face_hide_percentage < MOUTH,
+     "--super_resolution True enhances the mouth, of which --face_hide_percentage {face_hide_percentage} generates "
+     f"nothing or little: give {MOUTH} or more"),
     (lambda o: o.landmark_mask and o.is_voxceleb2,
      "--landmark_mask True needs a detected face: give --is_voxceleb2 False"),
     (lambda o: o.adaptive_mask and not o.landmark_mask,
