@@ -142,7 +142,7 @@ def sampled_items(
         next(frames, None)  # its end, so that its thread need not be interrupted
 
 
-def build_stages(options: Options, image_size: int, detector: FaceAlignment | None) -> Stages:
+def build_stages(options: Options, detector: FaceAlignment | None) -> Stages:
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
@@ -153,12 +153,7 @@ def build_stages(options: Options, image_size: int, detector: FaceAlignment | No
         )
     if not (options.blur_kernel_size or options.landmark_mask):
         return [*stages, ("paste", paste_stage())]
-    generated = partial(
-        generated_alpha,
-        face_hide_percentage=hidden,
-        blur_kernel_size=options.blur_kernel_size,
-        image_size=image_size,
-    )
+    generated = partial(generated_alpha, face_hide_percentage=hidden, blur_kernel_size=options.blur_kernel_size)
     if not options.landmark_mask:
         return [*stages, ("paste", paste_stage(generated))]
     assert detector is not None  # Options checked it
@@ -263,7 +258,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
         for _ in items:
             pass
         return None
-    stages = build_stages(options, tools.config.image_size, tools.detector)
+    stages = build_stages(options, tools.detector)
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)

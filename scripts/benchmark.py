@@ -238,8 +238,8 @@ def benchmark_composite(n: int) -> None:
     face = Face(0, (y1, y2, x1, x2), detection.landmarks)
     at_box = cv2.resize(crop, (x2 - x1, y2 - y1))
     picture = crop.astype(np.float32) / 255
-    item = Item(frame, face, picture, lips=detector.get_lip_landmarks(at_box))
-    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15, image_size=size)
+    item = Item(frame, face, picture, crop_size=size, lips=detector.get_lip_landmarks(at_box))
+    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15)
     mask = LipAlpha(1.2, True, generated)
     of_box = at_box.shape[:2]
 
@@ -320,7 +320,7 @@ def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -
     size = options.sampling_batch_size * config.nframes
     batches = plan_batches(playback.n_output, size, playback.shot_starts)
     sampler: Sampler = timings.measure("sample")(stub)
-    stages = generate.build_stages(options, config.image_size, None)
+    stages = generate.build_stages(options, None)
 
     def run() -> None:
         items = generate.sampled_items(batches, clip, playback, sampler, options, size, timings)

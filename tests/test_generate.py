@@ -83,7 +83,7 @@ class Loop:
 
     def pictures(self, stages: Stages | None = None) -> list[np.ndarray]:
         items = self.items()
-        for _, stage in stages or build_stages(self.options, 64, None):
+        for _, stage in stages or build_stages(self.options, None):
             items = stage(items)
         return [item.picture for item in items]
 
@@ -218,7 +218,7 @@ def test_a_batch_hears_and_sees_what_belongs_to_it(small_config: dict) -> None:
 
 def test_no_flag_no_stage() -> None:
     """Only the plain paste, as upstream."""
-    stages = build_stages(Options(video_path="v", audio_path="a", model_path="m"), 64, None)
+    stages = build_stages(Options(video_path="v", audio_path="a", model_path="m"), None)
     assert [name for name, _ in stages] == ["paste"]
 
 
@@ -245,7 +245,7 @@ def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
         ({"landmark_mask": True}, 0.28, 0.72, 0.6),
         ({"landmark_mask": True, "blur_kernel_size": 10, "adaptive_mask": True}, 0.26, 0.74, 0.58),
     ):
-        stages = build_stages(replace(loop.options, **flags), 64, FakeDetector(lips))  # type: ignore[arg-type]
+        stages = build_stages(replace(loop.options, **flags), FakeDetector(lips))  # type: ignore[arg-type]
         for source, picture, (y1, y2, x1, x2) in zip(
             loop.frames, loop.pictures(stages), loop.playback.track.boxes, strict=True
         ):

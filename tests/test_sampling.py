@@ -126,6 +126,7 @@ def test_every_face_gets_its_own_crop(faces: str, size: int) -> None:
         if item.crop is not None:
             assert item.crop.dtype == np.float32
             np.testing.assert_allclose(item.crop, k / 255)
+            assert item.crop_size == 4
 
 
 def test_a_batch_without_a_face_is_not_sampled() -> None:

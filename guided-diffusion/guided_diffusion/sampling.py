@@ -89,7 +89,8 @@ def generate_crops(
         shown.reverse()
         while shown:  # let go one by one: the next batch is read while the last of this one are on their way
             item = shown.pop()
-            yield item if item.face is None else replace(item, crop=to_float(next(generated)))
+            crop = None if item.face is None else to_float(next(generated))
+            yield item if crop is None else replace(item, crop=crop, crop_size=len(crop))
         if next(generated, None) is not None:
             raise ValueError(f"more crops than faces in the batch of frame {batch.start}")
 
