@@ -578,10 +578,7 @@ def load_init(options: Options, flags: Mapping[str, Any]) -> tuple[ModelConfig, 
     """The network's configuration, and the checkpoint to start from."""
     if options.init is None:
         return model_config(flags, "command line"), None
-    try:
-        init = load_checkpoint(options.init)
-    except InputError as error:
-        raise InputError(str(error).replace("--model_path", "--init", 1)) from None
+    init = load_checkpoint(options.init, flag="--init")
     return model_config({**dataclasses.asdict(init.config), **flags}, "command line"), init
 
 
