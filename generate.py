@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
@@ -39,7 +40,16 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.options import Options, parse_options
-from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.sampling import (
+    ByResolution,
+    DiffusionSampler,
+    Sampler,
+    StoredSampler,
+    generate_crops,
+    plan_batches,
+    shot_resolutions,
+    when_used,
+)
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint, load_model
 from guided_diffusion.store import ChunkStore, content_key, file_digest
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
@@ -189,7 +199,10 @@ def write_result(
 
 @dataclass(frozen=True)
 class Tools:
-    """What jobs share. The keys: what stored faces and samples depend on besides options and inputs; else empty."""
+    """What jobs share. The keys: what stored faces and samples depend on besides options and inputs; else empty.
+
+    :param larger: the size and the sampler of the network for wide faces.
+    """
 
     config: ModelConfig
     sampler: Sampler
@@ -197,15 +210,68 @@ class Tools:
     face_key: dict[str, Any]
     sampler_key: dict[str, Any]
     ranks: Ranks
+    larger: tuple[int, Sampler] | None = None
+
+
+def load_sampler(
+    path: str, flags: Mapping[str, Any], options: Options, device: torch.device, fp16: bool
+) -> DiffusionSampler:
+    """The sampler of a checkpoint's network. :raises InputError: when the checkpoint or the steps do not fit."""
+    checkpoint = load_checkpoint(path, flags)
+    diffusion = create_gaussian_diffusion(checkpoint.config, options.timestep_respacing)
+    return DiffusionSampler(
+        load_model(checkpoint, device, fp16), diffusion, checkpoint.config, device, options.sampler_name,
+        options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
+    )  # fmt: skip
+
+
+def sampler_key(path: str, config: ModelConfig, device: torch.device, fp16: bool) -> dict[str, Any]:
+    """What the samples of a checkpoint's network depend on besides options and inputs."""
+    return {
+        "checkpoint": file_digest(path),
+        "config": dataclasses.asdict(config),
+        "arithmetic": [device.type, fp16],
+    }
+
+
+def read_pair(options: Options, model_flags: Mapping[str, Any]) -> tuple[ModelConfig, ModelConfig]:
+    """The configurations of --model_path and --model_path_256, whose networks are not built yet.
+
+    :raises InputError: when one of them cannot be used, or not in place of the other.
+    """
+    config = load_checkpoint(options.model_path, model_flags).config
+    larger = load_checkpoint(options.model_path_256, flag="--model_path_256").config
+    for each in (config, larger):
+        create_gaussian_diffusion(each, options.timestep_respacing)
+    if larger.image_size <= config.image_size:
+        raise InputError(
+            f"--model_path_256 {options.model_path_256} is a network of {larger.image_size} px, --model_path "
+            f"{options.model_path} one of {config.image_size}: give a larger one, or the two the other way round"
+        )
+    heard, heard_by_larger = vars(front_end(config)), vars(front_end(larger))
+    for name, value in heard.items():
+        if heard_by_larger[name] != value:
+            raise InputError(
+                f"--model_path_256 {options.model_path_256} hears another mel spectrogram than --model_path "
+                f"{options.model_path}: its {name} is {heard_by_larger[name]}, not {value}; give two networks that "
+                "hear the same, as scripts/train.py --init makes them"
+            )
+    return config, larger
 
 
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
     """Checkpoint, network, detector. :raises InputError: when one of them cannot be had."""
     device = choose_device(options.device, ranks.local_rank)
-    checkpoint = load_checkpoint(options.model_path, model_flags)
-    config = checkpoint.config
-    diffusion = create_gaussian_diffusion(config, options.timestep_respacing)
     fp16 = options.use_fp16 and device.type == "cuda"
+    load = partial(load_sampler, options=options, device=device, fp16=fp16)
+    sampler: Sampler
+    if options.adaptive_resolution:
+        config, larger_config = read_pair(options, model_flags)
+        sampler = when_used(partial(load, options.model_path, model_flags))
+        larger = larger_config.image_size, when_used(partial(load, options.model_path_256, {}))
+    else:
+        sampler, larger = load(options.model_path, model_flags), None
+        config = sampler.config
     if options.use_fp16 and not fp16 and ranks.rank == 0:
         print(f"notice: --use_fp16 True has no effect on {device.type}: the network runs in float32", file=sys.stderr)
     detector = None
@@ -213,20 +279,31 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         detector = FaceAlignment(
             options.face_detector, str(device), options.detection_size, options.face_det_batch_size
         )
-    face_key, sampler_key = {}, {}
+    face_key, samples_key = {}, {}
     if options.work_dir is not None:
         if detector is not None:
             face_key = detector.fingerprint()
-        sampler_key = {
-            "checkpoint": file_digest(options.model_path),
-            "config": dataclasses.asdict(config),
-            "arithmetic": [device.type, fp16],
-        }
-    sampler = DiffusionSampler(
-        load_model(checkpoint, device, fp16), diffusion, config, device, options.sampler_name, options.clip_denoised,
-        options.sampling_seed, options.face_hide_percentage,
-    )  # fmt: skip
-    return Tools(config, sampler, detector, face_key, sampler_key, ranks)
+        samples_key = sampler_key(options.model_path, config, device, fp16)
+        if larger is not None:
+            samples_key["larger"] = sampler_key(options.model_path_256, larger_config, device, fp16)
+    return Tools(config, sampler, detector, face_key, samples_key, ranks, larger)
+
+
+def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: bool) -> Sampler:
+    """The one network's sampler, or of two the one that the face in each shot asks for; `is_told` prints how many."""
+    if tools.larger is None:
+        return tools.sampler
+    lower, (higher, larger) = tools.config.image_size, tools.larger
+    track = playback.track
+    cuts = np.flatnonzero(track.is_cut)
+    shots = [boxes[has] for boxes, has in zip(np.split(track.boxes, cuts), np.split(track.has_face, cuts), strict=True)]
+    resolutions = shot_resolutions(shots, options.resolution_threshold, (lower, higher))
+    if is_told:
+        wide = resolutions.count(higher)
+        print(f"resolution: {wide} of {len(shots)} shots with {higher} px, {len(shots) - wide} with {lower} px")
+    samplers = {lower: tools.sampler, higher: larger}
+    of_frames = np.repeat(resolutions, np.diff([0, *cuts, len(track.boxes)]))
+    return ByResolution(lambda batch: samplers[of_frames[playback.source(batch.first)]])
 
 
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
@@ -247,7 +324,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     batch_size = options.sampling_batch_size * tools.config.nframes
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler: Sampler = timings.measure("sample")(tools.sampler)
+    sampler: Sampler = timings.measure("sample")(job_sampler(options, tools, playback, is_told=ranks.rank == 0))
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)
