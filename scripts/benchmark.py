@@ -9,6 +9,8 @@ pipeline  milliseconds per frame of pass 2 with stubs of 10 and 30 ms a frame fo
           as streams; how long the stub was busy meanwhile, and the part that most time went into
 memory    peak resident size of a whole run with a stub for the sampler, for 6 and 60 s of one clip and 1 and 60 minutes
           of sound
+resolution  GFLOP, peak resident size, and seconds per image and step of the paper's network (random weights) at 64, 128
+          and 256 px, in batches of 1 to 32 as far as LARGEST_MIB allows
 """
 
 import argparse
@@ -28,6 +30,7 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import _path  # noqa: F401
 import generate
@@ -53,12 +56,14 @@ from guided_diffusion.unet import TFGModel
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
 
-PARTS = ("sampling", "media", "composite", "pipeline", "memory")
+PARTS = ("sampling", "media", "composite", "pipeline", "memory", "resolution")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
 SECONDS_OF_VIDEO_AND_SOUND = ((6, 60), (60, 60), (6, 3600))
 PIPELINE_FRAMES = 200  # x264 looks ahead by 40, whose encoding comes at the end and beside nothing
 STUB_MS = (10, 30)
 X264_PRESETS = ("medium", "superfast")
+SIZES, BATCHES = (64, 128, 256), (1, 2, 4, 8, 16, 32)
+LARGEST_MIB = 8192  # of memory for a batch
 
 
 def main() -> int:
@@ -72,9 +77,13 @@ def main() -> int:
     parser.add_argument("--respacing", default="ddim4", help="sampling steps, as generate.py's --timestep_respacing")
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
     parser.add_argument("--measure_memory", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure_resolution", nargs=2, type=int, metavar=("SIZE", "N"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
         print(measure_memory(*arguments.measure_memory))
+        return 0
+    if arguments.measure_resolution:
+        print(*measure_resolution(*arguments.measure_resolution))
         return 0
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
@@ -83,6 +92,8 @@ def main() -> int:
         benchmark_sampling(arguments.batch, arguments.respacing, arguments.rounds)
     if "composite" in arguments.parts:
         benchmark_composite(arguments.batch)
+    if "resolution" in arguments.parts:
+        benchmark_resolution()
     with tempfile.TemporaryDirectory() as folder:
         if {"media", "memory", "pipeline"} & set(arguments.parts):
             given = arguments.video or []
@@ -116,14 +127,13 @@ def benchmark_sampling(n: int, respacing: str, rounds: int) -> None:
     print(f"  plain / ours: {seconds['plain loop'] / seconds['generate.py']:.2f}; largest difference {difference:.1e}")
 
 
-def paper_sized(n: int) -> tuple[TFGModel, TFGModel, dict[str, Tensor]]:
+def paper_sized(n: int, size: int = ModelConfig.image_size) -> tuple[TFGModel, TFGModel, dict[str, Tensor]]:
     """A random network as it is, the same as generate.py loads it, and a batch of n images for both."""
     torch.manual_seed(0)
-    config = ModelConfig()
+    config = ModelConfig(image_size=size)
     plain_model = random_weights(create_model(config)).eval()
     our_model = load_model(Checkpoint(config, plain_model.state_dict(), "benchmark"), "cpu")
     rng = np.random.default_rng(0)
-    size = config.image_size
     crops = list(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
     mels = rng.uniform(-4, 4, (n, config.audio_dim, 16)).astype(np.float32)
     return plain_model, our_model, tfg_process_batch(crops, crops, mels, sampling_noise(n, size, 7), 0.5)
@@ -368,6 +378,42 @@ def measure_memory(video: str, audio: str) -> float:
     tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, {}, Ranks())
     generate.lip_sync(generate.single_job(options), options, tools)
     return peak_memory()["rss"]
+
+
+# ------------------------------------------------------------------------------------------------------- resolution
+
+
+def benchmark_resolution() -> None:
+    print("\nresolution, the paper's network, one step, a process for each line")
+    for size in SIZES:
+        print(f"  {size} px: {gflop(size):.0f} GFLOP per image and step")
+        before = 0.0
+        for n in BATCHES:
+            command = [sys.executable, str(Path(__file__)), "--measure_resolution", str(size), str(n)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            mib, seconds = map(float, said)
+            print(f"  {size} px, batch of {n}: {mib:.0f} MiB, {seconds:.3f} s per image and step", flush=True)
+            if mib + 2 * (mib - before) > LARGEST_MIB and n != BATCHES[-1]:
+                print(f"  {size} px, larger batches: left out, they would take more than {LARGEST_MIB} MiB")
+                break
+            before = mib
+
+
+def gflop(size: int) -> float:
+    """Of one image in one step, with its audio; counted, not run."""
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        image = torch.zeros(1, 3, size, size)
+        model = create_model(ModelConfig(image_size=size))
+        model(image, torch.zeros(1), image, image, torch.zeros(1, 80, 16), image[:, :1])
+    return counter.get_total_flops() / 1e9
+
+
+def measure_resolution(size: int, n: int) -> tuple[float, float]:
+    """Peak MiB of this process, and seconds per image of a step."""
+    _, model, batch = paper_sized(n, size)
+    diffusion = create_gaussian_diffusion(ModelConfig(), "ddim1")
+    seconds = timed(lambda: our_loop(model, diffusion, batch))
+    return peak_memory()["rss"], seconds / n
 
 
 if __name__ == "__main__":
