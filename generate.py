@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
@@ -36,21 +35,22 @@ from face_detection.tracks import (
     voxceleb2_box,
 )
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
-from guided_diffusion.engines import choose_engine, largest_batch, load_denoiser
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
+from guided_diffusion.networks import load_networks
 from guided_diffusion.options import Options, parse_options
 from guided_diffusion.sampling import (
+    ByResolution,
     Crops,
-    DiffusionSampler,
     SampleBatch,
     Sampler,
     StoredSampler,
     generate_crops,
     plan_batches,
+    shot_resolutions,
 )
-from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint
+from guided_diffusion.script_util import ModelConfig
 from guided_diffusion.store import ChunkStore, content_key, file_digest
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
@@ -154,7 +154,7 @@ def sampled_items(
 
 
 def build_stages(
-    options: Options, image_size: int, detector: FaceAlignment | None, resolver: LipSuperResolver | None = None
+    options: Options, detector: FaceAlignment | None, resolver: LipSuperResolver | None = None
 ) -> Stages:
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
@@ -169,12 +169,7 @@ def build_stages(
         )
     if not (options.blur_kernel_size or options.landmark_mask):
         return [*stages, ("paste", paste_stage())]
-    generated = partial(
-        generated_alpha,
-        face_hide_percentage=hidden,
-        blur_kernel_size=options.blur_kernel_size,
-        image_size=image_size,
-    )
+    generated = partial(generated_alpha, face_hide_percentage=hidden, blur_kernel_size=options.blur_kernel_size)
     if not options.landmark_mask:
         return [*stages, ("paste", paste_stage(generated))]
     assert detector is not None  # Options checked it
@@ -213,6 +208,7 @@ class Tools:
     """What jobs share. The keys: what stored faces and samples depend on besides options and inputs.
 
     :param batch_size: frames that are sampled at once.
+    :param larger: the size and the sampler of the network for wide faces.
     """
 
     config: ModelConfig
@@ -223,17 +219,13 @@ class Tools:
     sampler_key: dict[str, Any]
     ranks: Ranks
     resolver: LipSuperResolver | None = None
+    larger: tuple[int, Sampler] | None = None
 
 
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
     """Checkpoint, network, detector. :raises InputError: when one of them cannot be had."""
     device = choose_device(options.device, ranks.local_rank)
-    checkpoint = load_checkpoint(options.model_path, model_flags)
-    config = checkpoint.config
-    diffusion = create_gaussian_diffusion(config, options.timestep_respacing)
-    engine = choose_engine(options.engine, options.precision, device, options.use_fp16, options.compile)
-    if ranks.rank == 0:
-        print(f"notice: the network runs with {engine}", file=sys.stderr)
+    networks = load_networks(options, model_flags, device, is_told=ranks.rank == 0)
     detector = None
     if not options.is_voxceleb2:
         detector = FaceAlignment(
@@ -242,22 +234,28 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
     resolver = None
     if options.super_resolution and options.sr_strength:
         resolver = LipSuperResolver(options.sr_model, options.sr_strength, device)
-    digest = file_digest(options.model_path)
-    batch_size = (
-        largest_batch(config, engine)
-        if options.sampling_batch_size is None
-        else options.sampling_batch_size * config.nframes
-    )
     face_key = {} if detector is None or options.work_dir is None else detector.fingerprint()
-    sampler_key = {
-        "checkpoint": digest, "config": dataclasses.asdict(config), "arithmetic": engine.key, "batch_size": batch_size
-    }  # fmt: skip
-    cache = Path(options.work_dir) if options.work_dir is not None else user_cache_path("lip-sync")
-    sampler = DiffusionSampler(
-        load_denoiser(checkpoint, digest, engine, cache), diffusion, config, device, options.sampler_name,
-        options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
+    return Tools(
+        networks.config, networks.sampler, networks.batch_size, detector, face_key, networks.key, ranks, resolver,
+        networks.larger,
     )  # fmt: skip
-    return Tools(config, sampler, batch_size, detector, face_key, sampler_key, ranks, resolver)
+
+
+def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: bool) -> Sampler:
+    """The one network's sampler, or of two the one that the face in each shot asks for; `is_told` prints how many."""
+    if tools.larger is None:
+        return tools.sampler
+    lower, (higher, larger) = tools.config.image_size, tools.larger
+    track = playback.track
+    cuts = np.flatnonzero(track.is_cut)
+    shots = [boxes[has] for boxes, has in zip(np.split(track.boxes, cuts), np.split(track.has_face, cuts), strict=True)]
+    resolutions = shot_resolutions(shots, options.resolution_threshold, (lower, higher))
+    if is_told:
+        wide = resolutions.count(higher)
+        print(f"resolution: {wide} of {len(shots)} shots with {higher} px, {len(shots) - wide} with {lower} px")
+    samplers = {lower: tools.sampler, higher: larger}
+    of_frames = np.repeat(resolutions, np.diff([0, *cuts, len(track.boxes)]))
+    return ByResolution(lambda batch: samplers[of_frames[playback.source(batch.first)]])
 
 
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
@@ -278,7 +276,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     batch_size = tools.batch_size
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler = timed(tools.sampler, timings)
+    sampler = timed(job_sampler(options, tools, playback, is_told=ranks.rank == 0), timings)
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)
@@ -289,7 +287,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
         for _ in items:
             pass
         return None
-    stages = build_stages(options, tools.config.image_size, tools.detector, tools.resolver)
+    stages = build_stages(options, tools.detector, tools.resolver)
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)

@@ -81,15 +81,15 @@ def composite(frame: np.ndarray, crop: np.ndarray, box: Box, alpha: np.ndarray) 
 
 
 def generated_alpha(
-    item: Item, size: tuple[int, int], face_hide_percentage: float, blur_kernel_size: int, image_size: int
+    item: Item, size: tuple[int, int], face_hide_percentage: float, blur_kernel_size: int
 ) -> np.ndarray:
     """The `Alpha` of what the network generated, feathered by `create_gradient_mask` at the box's size.
 
-    :param blur_kernel_size: in pixels of the network's crop, which is image_size wide and high; 0 feathers nothing.
+    :param blur_kernel_size: in pixels of the crop as the network made it; 0 feathers nothing.
     """
-    del item
+    assert item.crop_size is not None
     height, width = size
-    kernels = blur_kernel_size * height // image_size, blur_kernel_size * width // image_size
+    kernels = blur_kernel_size * height // item.crop_size, blur_kernel_size * width // item.crop_size
     return create_gradient_mask(1, height, width, face_hide_percentage, kernels)[0, 0].numpy()
 
 

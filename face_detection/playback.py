@@ -34,13 +34,17 @@ class Playback:
         outlasts = order != "cut" or video.is_image
         self.n_output = n_windows if outlasts else self.n_source
 
+    def source(self, index: int) -> int:
+        """The source frame that is shown as output frame `index`."""
+        return self._with_face(0) if self.is_frozen else source_index(index, self.n_source, self.order)
+
     @cached_property
     def shot_starts(self) -> list[int]:
         """The output frames that a shot begins with, but for the first: played backwards, a source's cut comes a frame
         later, and the jump of a loop is one."""
         if self.is_frozen:
             return []
-        shown = [source_index(i, self.n_source, self.order) for i in range(self.n_output)]
+        shown = [self.source(i) for i in range(self.n_output)]
         return [i for i in range(1, self.n_output) if self._is_cut(*sorted(shown[i - 1 : i + 1]))]
 
     def _is_cut(self, low: int, high: int) -> bool:

@@ -10,6 +10,8 @@ pipeline  milliseconds per frame of pass 2 with stubs of 10 and 30 ms a frame fo
           as streams; how long the stub was busy meanwhile, and the part that most time went into
 memory    peak resident size of a whole run with a stub for the sampler, for 6 and 60 s of one clip and 1 and 60 minutes
           of sound
+resolution  GFLOP, peak resident size, and seconds per image and step of the paper's network (random weights) at 64, 128
+          and 256 px, in batches of 1 to 32 as far as LARGEST_MIB allows
 """
 
 import argparse
@@ -28,6 +30,7 @@ from unittest.mock import patch
 import numpy as np
 import soundfile
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import _path  # noqa: F401
 import generate
@@ -49,16 +52,19 @@ from guided_diffusion.script_util import (
 )
 from guided_diffusion.streams import Box, Face, Item, Stage
 from guided_diffusion.tfg_data_util import resize_crop
+from guided_diffusion.unet import TFGModel
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
 from super_resolution import SR_BATCH, LipSuperResolver, add_at_box, lip_region
 
-PARTS = ("media", "composite", "super_resolution", "pipeline", "memory")
+PARTS = ("media", "composite", "super_resolution", "resolution", "pipeline", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
 SECONDS_OF_VIDEO_AND_SOUND = ((6, 60), (60, 60), (6, 3600))
 PIPELINE_FRAMES = 200  # x264 looks ahead by 40, whose encoding comes at the end and beside nothing
 STUB_MS = (10, 30)
 X264_PRESETS = ("medium", "superfast")
+SIZES, BATCHES = (64, 128, 256), (1, 2, 4, 8, 16, 32)
+LARGEST_MIB = 8192  # of memory for a batch
 
 
 def main() -> int:
@@ -72,9 +78,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
     parser.add_argument("--sr_models", nargs="*", default=[], metavar="NAME|FILE", help="more for super_resolution")
     parser.add_argument("--measure_memory", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure_resolution", nargs=2, type=int, metavar=("SIZE", "N"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
         print(measure_memory(*arguments.measure_memory))
+        return 0
+    if arguments.measure_resolution:
+        print(*measure_resolution(*arguments.measure_resolution))
         return 0
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
@@ -83,6 +93,8 @@ def main() -> int:
         benchmark_composite(arguments.batch)
     if "super_resolution" in arguments.parts:
         benchmark_super_resolution(["span_x2", "span_x4", *arguments.sr_models], arguments.rounds)
+    if "resolution" in arguments.parts:
+        benchmark_resolution()
     with tempfile.TemporaryDirectory() as folder:
         if {"media", "memory", "pipeline"} & set(arguments.parts):
             given = arguments.video or []
@@ -165,8 +177,8 @@ def benchmark_composite(n: int) -> None:
     face = Face(0, (y1, y2, x1, x2), detection.landmarks)
     at_box = cv2.resize(crop, (x2 - x1, y2 - y1))
     picture = crop.astype(np.float32) / 255
-    item = Item(frame, face, picture, lips=detector.get_lip_landmarks(at_box))
-    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15, image_size=size)
+    item = Item(frame, face, picture, crop_size=size, lips=detector.get_lip_landmarks(at_box))
+    generated = partial(generated_alpha, face_hide_percentage=0.5, blur_kernel_size=15)
     mask = LipAlpha(1.2, True, generated)
     of_box = at_box.shape[:2]
 
@@ -189,11 +201,14 @@ def benchmark_composite(n: int) -> None:
 def seconds_per_image(n: int) -> float:
     """Of one sampling step at the paper's size, in a batch of n images."""
     config = ModelConfig()
-    checkpoint = Checkpoint(config, random_weights(create_model(config)).state_dict(), "benchmark")
-    model, diffusion = load_model(checkpoint, "cpu"), create_gaussian_diffusion(config, "ddim2")
-    run = partial(our_loop, model, diffusion, random_batch(config, n))
+    run = partial(our_loop, random_network(config), create_gaussian_diffusion(config, "ddim2"), random_batch(config, n))
     run()
-    return timed(run) / n / diffusion.num_timesteps
+    return timed(run) / n / 2
+
+
+def random_network(config: ModelConfig) -> TFGModel:
+    """As generate.py loads it."""
+    return load_model(Checkpoint(config, random_weights(create_model(config)).state_dict(), "benchmark"), "cpu")
 
 
 def milliseconds(function: Callable[[], object], calls: int = 30) -> float:
@@ -297,7 +312,7 @@ def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -
     size = 2 * config.nframes
     batches = plan_batches(playback.n_output, size, playback.shot_starts)
     sampler = generate.timed(stub, timings)
-    stages = generate.build_stages(options, config.image_size, None)
+    stages = generate.build_stages(options, None)
 
     def run() -> None:
         items = generate.sampled_items(batches, clip, playback, sampler, options, size, timings)
@@ -349,6 +364,42 @@ def measure_memory(video: str, audio: str) -> float:
     tools = generate.Tools(config, stub, 2 * config.nframes, FaceAlignment("dlib"), {}, {}, Ranks())
     generate.lip_sync(generate.single_job(options), options, tools)
     return peak_memory()["rss"]
+
+
+# ------------------------------------------------------------------------------------------------------- resolution
+
+
+def benchmark_resolution() -> None:
+    print("\nresolution, the paper's network, one step, a process for each line")
+    for size in SIZES:
+        print(f"  {size} px: {gflop(size):.0f} GFLOP per image and step")
+        before = 0.0
+        for n in BATCHES:
+            command = [sys.executable, str(Path(__file__)), "--measure_resolution", str(size), str(n)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+            mib, seconds = map(float, said)
+            print(f"  {size} px, batch of {n}: {mib:.0f} MiB, {seconds:.3f} s per image and step", flush=True)
+            if mib + 2 * (mib - before) > LARGEST_MIB and n != BATCHES[-1]:
+                print(f"  {size} px, larger batches: left out, they would take more than {LARGEST_MIB} MiB")
+                break
+            before = mib
+
+
+def gflop(size: int) -> float:
+    """Of one image in one step, with its audio; counted, not run."""
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        image = torch.zeros(1, 3, size, size)
+        model = create_model(ModelConfig(image_size=size))
+        model(image, torch.zeros(1), image, image, torch.zeros(1, 80, 16), image[:, :1])
+    return counter.get_total_flops() / 1e9
+
+
+def measure_resolution(size: int, n: int) -> tuple[float, float]:
+    """Peak MiB of this process, and seconds per image of a step."""
+    config = ModelConfig(image_size=size)
+    model, diffusion = random_network(config), create_gaussian_diffusion(config, "ddim1")
+    seconds = timed(partial(our_loop, model, diffusion, random_batch(config, n)))
+    return peak_memory()["rss"], seconds / n
 
 
 if __name__ == "__main__":

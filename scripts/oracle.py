@@ -27,7 +27,9 @@ NOISE = 4.0  # levels
 
 
 def oracle(batch: SampleBatch, size: int, face_hide_percentage: float, flicker: int | None = None) -> np.ndarray:
-    """What the oracle makes of a batch, uint8 [N - context, size, size, 3]: the true crops, reduced to `size`, their generated part blurred by BLUR.
+    """What the oracle makes of a batch, uint8 [N - context, size, size, 3].
+
+    The true crops, reduced to `size`, their generated part blurred by BLUR.
 
     :param flicker: a seed: the generated part also gets, anew in each frame, a gain of 1 ± GAIN_JITTER and noise of
         NOISE levels (standard deviations).

@@ -31,6 +31,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.sampling import sample
 from guided_diffusion.script_util import (
+    CHANNEL_MULT,
     Checkpoint,
     FlagParser,
     ModelConfig,
@@ -46,7 +47,7 @@ from guided_diffusion.script_util import (
 )
 from guided_diffusion.store import file_digest, replace_when_complete
 from guided_diffusion.tfg_data_util import sample_to_crops, sampling_noise, tfg_process_batch
-from guided_diffusion.unet import TFGModel
+from guided_diffusion.unet import ResBlock, TFGModel
 from train_data import (
     OPENING_NEIGHBOURS,
     OPENINGS,
@@ -308,22 +309,86 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
     return Training(model, copy.deepcopy(model).requires_grad_(False).eval(), opening_head, optimizer)
 
 
+Place = tuple[int | None, str]
+"""Where a tensor is: its level, counted from the full size, or None outside of the levels; and its name there."""
+
+
+def tensor_places(model: TFGModel) -> dict[str, Place]:
+    """The place of each tensor by its name: a network of another size has the same levels under other names."""
+    layers: dict[str, Place] = {}
+    level = 0
+    for part, step in (("input_blocks", 1), ("output_blocks", -1)):
+        number = 0  # of the block in its level
+        for index, block in enumerate(getattr(model, part)):
+            if part == "input_blocks" and index == 0:
+                continue  # it reads the pixels, at any size
+            for position, layer in enumerate(block):
+                is_resampling = isinstance(layer, ResBlock) and layer.scale != (1, 1)
+                kind = "resampling" if is_resampling else f"{number}.{type(layer).__name__}"
+                layers[f"{part}.{index}.{position}"] = level, f"{part}.{kind}"
+            number += 1
+            if is_resampling:
+                level, number = level + step, 0
+    places: dict[str, Place] = {}
+    for name in model.state_dict():
+        parts = name.split(".")
+        level_of, kind = layers.get(".".join(parts[:3]), (None, ".".join(parts[:3])))
+        places[name] = level_of, ".".join([kind, *parts[3:]])
+    return places
+
+
+def matching(model: TFGModel, init: Checkpoint) -> tuple[int, dict[str, str]]:
+    """The network's tensors that have the shape of one of the checkpoint's at the same place, and its name; and by how
+    many levels the checkpoint's are shifted for that: so that most weights match."""
+    with torch.device("meta"):
+        names = {place: name for name, place in tensor_places(create_model(init.config)).items()}
+    state_dict, places = model.state_dict(), tensor_places(model)
+    shapes = {name: tensor.shape for name, tensor in init.state_dict.items()}
+
+    def matches(shift: int) -> dict[str, str]:
+        pairs = {
+            name: names.get((None if level is None else level - shift, kind), "")
+            for name, (level, kind) in places.items()
+        }
+        return {name: match for name, match in pairs.items() if shapes.get(match) == state_dict[name].shape}
+
+    n_levels, n_known = (len(CHANNEL_MULT[size]) for size in (model.image_size, init.config.image_size))
+    by_shift = {shift: matches(shift) for shift in sorted(range(1 - n_known, n_levels), key=abs)}
+    return max(by_shift.items(), key=lambda one: sum(state_dict[name].numel() for name in one[1]))
+
+
 def start_from(model: TFGModel, init: Checkpoint) -> str:
-    """Copy the tensors whose names and shapes agree; say which start fresh.
+    """Copy the tensors whose places and shapes agree; say which start fresh.
+
+    With another image size there are other levels: they are shifted so that most weights are kept. New ones begin as
+    nothing but their resampling (as in Net2Net, Chen et al. 2016, arXiv 1511.05641): the checkpoint's network works
+    between them from the first step on, and a network of 128 px begins with the picture of the one of 64.
 
     :raises InputError: when none agrees.
     """
     state_dict = model.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in init.state_dict.items()
-        if name in state_dict and state_dict[name].shape == tensor.shape
-    }
-    if not fitting:
+    shift, matches = matching(model, init)
+    if not matches:
         raise InputError("--init: no tensor of it has the name and shape of one in this network; drop the model flags")
-    model.load_state_dict(fitting, strict=False)
-    fresh = {name: list(tensor.shape) for name, tensor in state_dict.items() if name not in fitting}
-    lines = [f"--init: {len(fitting)} of {len(state_dict)} tensors taken over, {len(fresh)} start fresh"]
+    model.load_state_dict({name: init.state_dict[match] for name, match in matches.items()}, strict=False)
+    n_levels, n_known = (len(CHANNEL_MULT[size]) for size in (model.image_size, init.config.image_size))
+    new = [level for level in range(n_levels) if level - shift not in range(n_known)]
+    for name, (level, kind) in tensor_places(model).items():
+        if level in new and kind.endswith("skip_connection.weight"):
+            torch.nn.init.eye_(state_dict[name][:, :, 0, 0])  # what comes from below, nothing of what was skipped
+        elif level in new and kind.endswith("skip_connection.bias"):
+            torch.nn.init.zeros_(state_dict[name])
+    fresh = {name: list(tensor.shape) for name, tensor in state_dict.items() if name not in matches}
+    lines = [
+        f"--init: {len(matches)} of {len(state_dict)} tensors taken over, {len(fresh)} start fresh, "
+        f"{len(init.state_dict) - len(matches)} of the checkpoint's are left out"
+    ]
+    if model.image_size != init.config.image_size:
+        lines += [
+            f"  level of {model.image_size >> level} px: "
+            + ("new" if level in new else f"from that of {init.config.image_size >> level - shift} px")
+            for level in range(n_levels)
+        ]
     if len(fresh) <= FRESH_LISTED:
         for name, shape in fresh.items():
             was = list(init.state_dict[name].shape) if name in init.state_dict else "absent"
@@ -515,10 +580,7 @@ def load_init(options: Options, flags: Mapping[str, Any]) -> tuple[ModelConfig, 
     """The network's configuration, and the checkpoint to start from."""
     if options.init is None:
         return model_config(flags, "command line"), None
-    try:
-        init = load_checkpoint(options.init)
-    except InputError as error:
-        raise InputError(str(error).replace("--model_path", "--init", 1)) from None
+    init = load_checkpoint(options.init, flag="--init")
     return model_config({**dataclasses.asdict(init.config), **flags}, "command line"), init
 
 

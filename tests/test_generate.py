@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -26,9 +27,9 @@ from audio.hparams import DEFAULT
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
-from face_detection.tracks import VideoFaces, build_track, find_faces, voxceleb2_box
+from face_detection.tracks import VideoFaces, build_track, find_faces, fixed_track, voxceleb2_box
 from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tools, main, work_files
-from guided_diffusion import streams
+from guided_diffusion import networks, streams
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job
@@ -84,7 +85,7 @@ class Loop:
 
     def pictures(self, stages: Stages | None = None) -> list[np.ndarray]:
         items = self.items()
-        for _, stage in stages or build_stages(self.options, 64, None):
+        for _, stage in stages or build_stages(self.options, None):
             items = stage(items)
         return [item.picture for item in items]
 
@@ -219,7 +220,7 @@ def test_a_batch_hears_and_sees_what_belongs_to_it(small_config: dict) -> None:
 
 def test_no_flag_no_stage() -> None:
     """Only the plain paste, as upstream."""
-    stages = build_stages(Options(video_path="v", audio_path="a", model_path="m"), 64, None)
+    stages = build_stages(Options(video_path="v", audio_path="a", model_path="m"), None)
     assert [name for name, _ in stages] == ["paste"]
 
 
@@ -246,7 +247,7 @@ def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
         ({"landmark_mask": True}, 0.28, 0.72, 0.6),
         ({"landmark_mask": True, "blur_kernel_size": 10, "adaptive_mask": True}, 0.26, 0.74, 0.58),
     ):
-        stages = build_stages(replace(loop.options, **flags), 64, FakeDetector(lips))  # type: ignore[arg-type]
+        stages = build_stages(replace(loop.options, **flags), FakeDetector(lips))  # type: ignore[arg-type]
         for source, picture, (y1, y2, x1, x2) in zip(
             loop.frames, loop.pictures(stages), loop.playback.track.boxes, strict=True
         ):
@@ -374,6 +375,10 @@ def test_booleans(text: str) -> None:
         (["--video_path", "nothing.mp4"], "--video_path 'nothing.mp4' does not exist"),
         (["--model_path", "nothing.pt"], "nothing.pt: no such file"),
         (["--generate_from_filelist", "1", "--filelist", "nothing.txt"], "nothing.txt"),
+        (["--adaptive_resolution", "1"], "Train one with scripts/train.py --init"),
+        (["--model_path_256", "b.pt"], "give --adaptive_resolution True too; for all of them"),
+        (["--resolution_threshold", "100"], "chooses between two networks: give --adaptive_resolution True"),
+        (["--adaptive_resolution", "1", "--model_path_256", "b.pt"], "--model_path_256 b.pt: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -590,14 +595,14 @@ AFFECTS = {
         "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
-        "clip_denoised": False,
+        "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0,
     },
     "nothing stored": {
-        "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",
-        "save_orig": False, "crf": 20, "x264_preset": "superfast", "generate_from_filelist": True, "filelist": "l.txt",
-        "test_video_dir": "folder", "sample_path": "results", "sample_partition": "part", "skip_existing": True,
-        "face_det_batch_size": 8, "use_fp16": False, "device": "cpu", "engine": "openvino",
-        "precision": "float32", "compile": True, "blur_kernel_size": 15,
+        "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
+        "out_path": "other.mp4", "save_orig": False, "crf": 20, "x264_preset": "superfast",
+        "generate_from_filelist": True, "filelist": "l.txt", "test_video_dir": "folder", "sample_path": "results",
+        "sample_partition": "part", "skip_existing": True, "face_det_batch_size": 8, "use_fp16": False, "device": "cpu",
+        "engine": "openvino", "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
         "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True, "sr_model": "f", "sr_strength": 0.5,
     },
@@ -744,6 +749,120 @@ def test_bare_weights_with_the_flags_that_describe_them(job: list[str], checkpoi
     np.testing.assert_array_equal(result_of([*job, *UPSTREAM_FLAGS, "--save_orig", "False"],
                                             "--model_path", str(tmp_path / "bare.pt"), "--sampling_batch_size", "1"),
                                   expected)  # fmt: skip
+
+
+def saved_network(folder: Path, config: dict) -> Path:
+    """Random weights with their configuration beside them."""
+    path = folder / f"{config['image_size']}.pt"
+    torch.save(fill_(create_model(model_config(config, "test"))).state_dict(), path)
+    path.with_suffix(".json").write_text(json.dumps(config))
+    return path
+
+
+def test_a_network_of_256_px_runs(job: list[str], small_config: dict, tmp_path: Path) -> None:
+    """Bare weights, and the flags that describe them."""
+    clip = write_video(tmp_path / "short.mp4", np.full((2, 224, 224, 3), 90, np.uint8))
+    path = saved_network(tmp_path, {**small_config, "image_size": 256})
+    path.with_suffix(".json").unlink()
+    flags = [*UPSTREAM_FLAGS, "--save_orig", "False", "--image_size", "256", "--work_dir", str(tmp_path / "work")]
+    frames = result_of([*job, *flags], "--model_path", str(path), "--video_path", str(clip)).astype(int)
+    assert np.load(next((tmp_path / "work").glob("samples-*/000000.npy"))).shape == (2, 256, 256, 3)
+    y1, y2, x1, x2 = voxceleb2_box(224, 224)
+    assert np.abs(frames[:, (y1 + y2) // 2 : y2, x1:x2] - 90).mean() > 5
+    assert np.abs(frames[:, y2 + 4 :] - 90).max() <= 3
+
+
+def test_each_shot_is_as_the_network_alone_makes_it_that_its_face_asks_for(
+    job: list[str], checkpoint: Path, small_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With blending, whose kernel is in the network's pixels, of a crop that sharpening has enlarged."""
+    from skimage import data
+
+    monkeypatch.setattr(generate, "FaceAlignment", cache(generate.FaceAlignment))  # it takes a second to load
+    face = data.astronaut()[20:250, 100:330]
+    wide, narrow = cv2.resize(face, (240, 240)), cv2.resize(face[:, ::-1], (120, 120))
+    narrow = cv2.copyMakeBorder(narrow, 60, 60, 60, 60, cv2.BORDER_CONSTANT)
+    clip = write_video(tmp_path / "two.mp4", np.stack([narrow] * 2 + [wide] * 2), crf=0)
+    both = [str(checkpoint), str(saved_network(tmp_path, {**small_config, "image_size": 128}))]
+    flags = [
+        *job, "--video_path", str(clip), "--is_voxceleb2", "False", "--face_detector", "dlib", "--work_dir",
+        str(tmp_path / "work"), "--timestep_respacing", "ddim1", "--blur_kernel_size", "15",
+        "--sharpening_strength", "0.5",
+    ]  # fmt: skip
+    small, large = (result_of([*flags, "--model_path", path]) for path in both)
+    assert all((small[shot] != large[shot]).any() for shot in (slice(2), slice(2, 4)))
+    flags += ["--model_path", both[0], "--model_path_256", both[1], "--adaptive_resolution", "True"]
+    result = result_of(flags, "--resolution_threshold", "85")
+    assert "resolution: 1 of 2 shots with 128 px, 1 with 64 px" in capsys.readouterr().out
+    np.testing.assert_array_equal(result, np.concatenate([small[:2], large[2:]]))
+    assert len(list((tmp_path / "work").glob("samples-*"))) == 3
+    assert len(list((tmp_path / "work").glob("faces-*"))) == 1
+
+
+@pytest.mark.parametrize(("threshold", "needed"), [(140, {64, 128}), (300, {64}), (50, {128})])
+def test_only_needed_networks_are_loaded(
+    threshold: float, needed: set[int], checkpoint: Path, small_config: dict, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Faces of 100, 200 and 140 px in three shots that are played back and forth."""
+    loaded: list[int] = []
+
+    def stub(path: str, *_: object, **__: object) -> Sampler:
+        size = 128 if path.endswith("128.pt") else 64
+        loaded.append(size)
+        return lambda batch: np.zeros((len(batch.crops), size, size, 3), np.uint8)
+
+    monkeypatch.setattr(generate, "load_sampler", stub)
+    options = Options(
+        video_path="v", audio_path="a", model_path=str(checkpoint), device="cpu", adaptive_resolution=True,
+        resolution_threshold=threshold,
+        model_path_256=str(saved_network(tmp_path, {**small_config, "image_size": 128})),
+    )  # fmt: skip
+    boxes = np.array([[0, 50, 0, width] for width in (100, 100, 200, 200, 140, 140)])
+    track = replace(fixed_track(6, (0, 50, 0, 100)), boxes=boxes, is_cut=np.array([0, 0, 1, 0, 1, 0], bool))
+    played = Playback(FakeVideo(np.zeros((6, 60, 220, 3), np.uint8)), track, 11, "pingpong")
+    sampler = generate.job_sampler(options, load_tools(options, {}, Ranks()), played, is_told=False)
+    assert loaded == []
+    picture = np.zeros((9, 9, 3), np.uint8)
+    sizes = [len(sampler(SampleBatch(first, [], [picture], [picture], np.zeros(0)))[0]) for first in range(11)]
+    expected = {140: [64, 64, 128, 128, 128, 128, 128, 128, 128, 64, 64], 300: [64] * 11, 50: [128] * 11}
+    assert sizes == expected[threshold]
+    assert set(loaded) == needed
+    assert len(loaded) == len(needed)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"image_size": 64}, "is a network of 64 px, --model_path"),
+        ({"image_size": 128, "audio_dim": 96}, "its num_mels is 96, not 80"),
+        ({"image_size": 128, "diffusion_steps": 1}, "--timestep_respacing 'ddim2': no integer stride"),
+    ],
+)
+def test_networks_that_cannot_stand_in_for_each_other(
+    config: dict, words: str, job: list[str], small_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(networks, "load_denoiser", None)
+    path = saved_network(tmp_path, {**small_config, **config})
+    assert main([*job, "--adaptive_resolution", "True", "--model_path_256", str(path)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("notice:"))
+    assert words in line
+
+
+def test_both_networks_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
+    path = saved_network(tmp_path, {**small_config, "image_size": 128})
+    options = Options(
+        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir="work", device="cpu",
+        adaptive_resolution=True, model_path_256=str(path),
+    )  # fmt: skip
+    before = load_tools(options, {}, Ranks()).sampler_key
+    torch.save({name: 2 * tensor for name, tensor in torch.load(path, weights_only=True).items()}, path)
+    after = load_tools(options, {}, Ranks()).sampler_key
+    assert before.pop("larger") != after.pop("larger")
+    assert before == after
 
 
 def test_a_full_disk_is_said_in_one_line(

@@ -69,3 +69,10 @@ def test_motion_comes_with_the_face_where_it_is_known() -> None:
     assert before.motion is None
     assert known is not None
     np.testing.assert_array_equal(known.motion, motion[3])
+
+
+@pytest.mark.parametrize(("order", "is_frozen"), [("loop", False), ("cut", True)])
+def test_the_source_of_an_output_frame_is_the_one_that_is_shown(order: str, is_frozen: bool) -> None:
+    playback = played(14, order=order, is_frozen=is_frozen, track={"has_face": np.arange(N) > 1})
+    shown = [int(item.frame[0, 0, 0]) for item in playback.items(0, playback.n_output)]
+    assert [playback.source(index) for index in range(playback.n_output)] == shown

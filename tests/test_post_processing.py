@@ -68,7 +68,7 @@ def pasted(frame: np.ndarray, face: Face | None, crop: np.ndarray | None, alpha:
     """The picture of the paste's stage; the crop uint8 or float32."""
     if crop is not None and crop.dtype == np.uint8:
         crop = to_float(crop)
-    (item,) = paste_stage(alpha)(iter([Item(frame, face, crop)]))
+    (item,) = paste_stage(alpha)(iter([Item(frame, face, crop, None if crop is None else len(crop))]))
     assert item.picture is not None
     return item.picture
 
@@ -159,7 +159,7 @@ def test_composite_mixes_rounds_and_touches_no_pixel_without_alpha(
     np.testing.assert_array_equal(result[through], crop[alpha == 1])
 
 
-BLEND = {"face_hide_percentage": 0.5, "image_size": 64}
+BLEND = {"face_hide_percentage": 0.5}
 
 
 def with_box(box: Box, landmarks: np.ndarray | None = None, index: int = 0) -> Face:
@@ -174,6 +174,15 @@ def test_blending_shows_the_generated_part_with_a_kernel_scaled_to_the_box() -> 
     np.testing.assert_allclose(result[20:160, 30:130, 1], 50 + 200 * alpha, atol=0.51)
     assert (result[:90] == 50).all()
     assert (result[102:148, 37:122] == 250).all()
+
+
+def test_blending_counts_the_pixels_of_the_network_whatever_the_crop_became_since() -> None:
+    """One size for a whole run was another network's in every second shot of two."""
+    frame, face = np.full((200, 200, 3), 50, np.uint8), with_box((20, 160, 30, 130))
+    for size, kernels in ((64, (21, 15)), (256, (5, 3))):
+        item = Item(frame, face, np.zeros((140, 100, 3), np.float32), crop_size=size)
+        alpha = generated_alpha(item, (140, 100), 0.5, blur_kernel_size=10)
+        np.testing.assert_array_equal(alpha, create_gradient_mask(1, 140, 100, 0.5, kernels)[0, 0].numpy())
 
 
 def test_blending_removes_the_seams_of_a_paste() -> None:
@@ -263,7 +272,8 @@ class LipAlphas:
         self.alpha = LipAlpha(1.2, adaptive, partial(generated_alpha, **BLEND, blur_kernel_size=0))
 
     def __call__(self, face: Face) -> np.ndarray:
-        item = Item(np.zeros((200, 200, 3), np.uint8), face, np.zeros((64, 64, 3), np.float32), next(self.generated))
+        crop = np.zeros((64, 64, 3), np.float32)
+        item = Item(np.zeros((200, 200, 3), np.uint8), face, crop, crop_size=64, lips=next(self.generated))
         return self.alpha(item, (100, 100))
 
 

@@ -14,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_diffusion import sampling
-from guided_diffusion.sampling import Crops, DiffusionSampler, SampleBatch, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.sampling import (
+    ByResolution,
+    Crops,
+    DiffusionSampler,
+    SampleBatch,
+    Sampler,
+    StoredSampler,
+    determine_optimal_resolution,
+    generate_crops,
+    plan_batches,
+    shot_resolutions,
+    when_used,
+)
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.store import ChunkStore
 from guided_diffusion.streams import Face, Item
@@ -126,6 +138,7 @@ def test_every_face_gets_its_own_crop(faces: str, size: int) -> None:
         if item.crop is not None:
             assert item.crop.dtype == np.float32
             np.testing.assert_allclose(item.crop, k / 255)
+            assert item.crop_size == 4
 
 
 def test_a_batch_begins_before_the_last_ones_crops_are_called_for() -> None:
@@ -158,6 +171,67 @@ def test_one_reference_for_all() -> None:
 
     list(generate_crops(iter(items_of("aaa")), [range(3)], note, lambda k: np.full((80, 16), k, np.float32), reference))
     assert all(one is reference for one in seen[0])
+
+
+# ------------------------------------------------------------------------------------------------ one of two networks
+
+
+def shot(*widths: int) -> list[tuple[int, int, int, int]]:
+    return [(5, 300, 40, 40 + width) for width in widths]
+
+
+def test_the_plans_resolution_of_a_face() -> None:
+    assert [determine_optimal_resolution(box) for box in shot(150, 200, 201)] == [128, 128, 256]
+    assert determine_optimal_resolution(shot(150)[0], 149, (64, 512)) == 512
+
+
+@pytest.mark.parametrize(
+    ("widths", "resolutions"),
+    [
+        ([150, 250, 150], [128, 256, 128]),
+        ([150, 215, 221, 195, 185, 179], [128, 128, 256, 256, 256, 128]),
+        ([215, 195], [256, 256]),
+        ([195, 215], [128, 128]),
+    ],
+)
+def test_a_shot_near_the_threshold_keeps_the_resolution_of_the_one_before(
+    widths: list[int], resolutions: list[int]
+) -> None:
+    assert shot_resolutions([shot(width, width) for width in widths], 200, (128, 256)) == resolutions
+
+
+def test_a_shot_has_the_resolution_that_most_of_its_boxes_ask_for() -> None:
+    """And one without a face that of the one before: nothing of it is generated."""
+    assert shot_resolutions([shot(300, 300, 100), [], shot(300, 100, 100), shot(100, 300)], 200, (128, 256)) == [
+        256, 256, 128, 128,
+    ]  # fmt: skip
+    assert shot_resolutions([[], shot(201)], 200, (64, 128)) == [64, 128]
+
+
+@given(st.lists(st.lists(st.integers(1, 400), max_size=5), max_size=8), st.integers(2, 390))
+def test_far_from_the_threshold_nothing_but_the_shot_counts(shots: list[list[int]], threshold: int) -> None:
+    chosen = shot_resolutions([shot(*widths) for widths in shots], threshold, (128, 256))
+    assert len(chosen) == len(shots)
+    for widths, resolution in zip(shots, chosen, strict=True):
+        if widths and min(widths) > 1.11 * threshold:
+            assert resolution == 256
+        if widths and max(widths) < 0.89 * threshold:
+            assert resolution == 128
+
+
+def test_a_batch_goes_to_the_sampler_that_is_chosen_and_only_that_one_is_loaded() -> None:
+    loaded: list[int] = []
+
+    def load(size: int) -> Sampler:
+        loaded.append(size)
+        return lambda batch: np.full((len(batch.crops), size, size, 3), batch.first, np.uint8)
+
+    samplers = {size: when_used(lambda size=size: load(size)) for size in (4, 8, 16)}  # type: ignore[misc]
+    sampler = ByResolution(lambda batch: samplers[4 if batch.first < 10 else 8])
+    assert loaded == []
+    for first, size in ((0, 4), (5, 4), (10, 8), (3, 4)):
+        assert sampler(batch_of(2, first)).shape == (2, size, size, 3)
+    assert loaded == [4, 8]
 
 
 # ------------------------------------------------------------------------------------------------- stored samples

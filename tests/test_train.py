@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 import train
+from fill import fill_
 from skimage import data
 from train import (
     Options,
@@ -24,15 +25,24 @@ from train import (
     learning_rate,
     main,
     make_batch,
+    matching,
     new_training,
     parse_options,
     start_from,
+    tensor_places,
     train_step,
 )
 
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, load_checkpoint
+from guided_diffusion.script_util import (
+    CHANNEL_MULT,
+    ModelConfig,
+    create_gaussian_diffusion,
+    create_model,
+    load_checkpoint,
+)
+from guided_diffusion.tfg_data_util import lower_half_mask
 from guided_diffusion.video_util import VideoWriter
 from train_data import OPENING_NEIGHBOURS, OPENINGS, Clip, draw_examples, draw_openings
 
@@ -267,13 +277,63 @@ def test_fine_tuning_says_what_starts_fresh() -> None:
     assert "audio_encoder.input_block.0.weight [64, 128, 3] (was [64, 80, 3])" in said
     name = "input_blocks.0.0.weight"
     assert torch.equal(wider.state_dict()[name], weights[name])
-    larger = create_model(dataclasses.replace(CONFIG, image_size=128))
-    lines = start_from(larger, init).splitlines()
-    fresh = int(lines[0].split(", ")[1].split()[0])
-    assert 0 < fresh < len(larger.state_dict())
-    assert sum(int(line.split(": ")[1].split()[0]) for line in lines[1:]) == fresh
     with pytest.raises(InputError, match="--init"):
         start_from(create_model(CONFIG), train.Checkpoint(CONFIG, {"other": torch.zeros(1)}, "test"))
+
+
+def test_a_larger_network_begins_with_the_picture_of_the_smaller_one() -> None:
+    """Its levels were compared by name: a network of 128 px took three of four of the levels of 64 px for others.
+
+    Exactly so where the convolutions next to the pixels see one pixel, which has the same neighbours at any size.
+    """
+    small = fill_(create_model(CONFIG)).eval()
+    for convolution in (small.input_blocks[0][0], small.out[2]):
+        centre = torch.zeros_like(convolution.weight)
+        centre[:, :, 1, 1] = convolution.weight.detach()[:, :, 1, 1]
+        convolution.weight = torch.nn.Parameter(centre)
+    large = create_model(dataclasses.replace(CONFIG, image_size=128)).eval()
+    said = start_from(large, train.Checkpoint(CONFIG, small.state_dict(), "test")).splitlines()
+    assert ", 0 of the checkpoint's are left out" in said[0]
+    assert said[1:4] == ["  level of 128 px: new", "  level of 64 px: from that of 64 px",
+                         "  level of 32 px: from that of 32 px"]  # fmt: skip
+    fresh = int(said[0].split(", ")[1].split()[0])
+    assert sum(int(line.split(": ")[1].split()[0]) for line in said if line.endswith("tensors")) == fresh > 0
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(1, 3, SIZE, SIZE, generator=generator) for _ in range(3)]
+    mask = lower_half_mask(1, SIZE, SIZE, 0.5)
+    mels = torch.randn(1, 80, 16, generator=generator)
+
+    def enlarged(image: torch.Tensor) -> torch.Tensor:
+        return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    with torch.no_grad():
+        x, *conditions = map(enlarged, images)
+        picture = large(x, torch.tensor([300]), *conditions, mels, enlarged(mask))
+        expected = small(images[0], torch.tensor([300]), *images[1:], mels, mask)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(picture, enlarged(expected), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "other_size", "said"),
+    [(128, 256, "  level of 256 px: from that of 128 px"), (256, 128, "  level of 8 px: from that of 16 px")],
+)
+def test_levels_are_shifted_so_that_most_is_kept(size: int, other_size: int, said: str) -> None:
+    config, other = (dataclasses.replace(CONFIG, image_size=side) for side in (size, other_size))
+    with torch.device("meta"):
+        init = train.Checkpoint(config, create_model(config).state_dict(), "test")
+        model = create_model(other)
+    _, matches = matching(model, init)
+    assert len(matches) == min(len(init.state_dict), len(model.state_dict()))
+    assert said in start_from(model, init)
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), ModelConfig(image_size=256), CONFIG])
+def test_every_tensor_has_its_own_place(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        places = tensor_places(create_model(config))
+    assert len(set(places.values())) == len(places)
+    assert {level for level, _ in places.values()} == {None, *range(len(CHANNEL_MULT[config.image_size]))}
 
 
 # ----------------------------------------------------------------------------------------------------- command line

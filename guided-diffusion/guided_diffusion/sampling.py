@@ -1,9 +1,10 @@
 """Samplers: from a batch of faces to generated crops. They compose, and know nothing of options or of the video."""
 
+import statistics
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice, pairwise
 from typing import TypeVar
 
@@ -97,13 +98,13 @@ def generate_crops(
 
     for shown, crops in _one_late(map(begin, batches)):
         generated = iter(()) if crops is None else iter(crops())
-        first = shown[0].face
         shown.reverse()
         while shown:  # let go one by one: the next batch is read while the last of this one are on their way
             item = shown.pop()
-            yield item if item.face is None else replace(item, crop=to_float(next(generated)))
+            crop = None if item.face is None else to_float(next(generated))
+            yield item if crop is None else replace(item, crop=crop, crop_size=len(crop))
         if next(generated, None) is not None:
-            raise ValueError(f"more crops than faces in the batch of {first}")
+            raise ValueError("more crops than faces in a batch")
 
 
 def _one_late(stream: Iterator[T]) -> Iterator[T]:
@@ -149,6 +150,68 @@ class StoredSampler:
         crops = self.store.load(batch.first)
         is_whole = crops is not None and len(crops) == len(batch.faces) - batch.context
         return crops if is_whole else None
+
+
+# ------------------------------------------------------------------------------------------------ one of two networks
+
+HYSTERESIS = 0.1
+"""Share of the threshold, on either side of it."""
+
+
+def determine_optimal_resolution(
+    face_bbox: Sequence[int], resolution_threshold: float = 200, resolutions: tuple[int, int] = (128, 256)
+) -> int:
+    """Of two resolutions the higher one for a face that is wider than the threshold in pixels, else the lower one.
+
+    :param face_bbox: (y1, y2, x1, x2), half open.
+    """
+    _, _, x1, x2 = face_bbox
+    lower, higher = resolutions
+    return higher if x2 - x1 > resolution_threshold else lower
+
+
+def shot_resolutions(
+    shots: Iterable[Sequence[Sequence[int]]], resolution_threshold: float, resolutions: tuple[int, int]
+) -> list[int]:
+    """The resolution of each shot: what most of its boxes ask for, the lower one at a tie.
+
+    A face of about the threshold's size does not change its look at each cut: within HYSTERESIS of it the resolution
+    of the shot before stays. So it does in a shot without a face.
+
+    :param shots: the boxes of each, (y1, y2, x1, x2).
+    """
+    chosen: list[int] = []
+    resolution, threshold = resolutions[0], resolution_threshold
+    for boxes in shots:
+        if len(boxes):
+            votes = [determine_optimal_resolution(box, threshold, resolutions) for box in boxes]
+            resolution = statistics.median_low(votes)
+            away = HYSTERESIS if resolution == resolutions[0] else -HYSTERESIS
+            threshold = resolution_threshold * (1 + away)
+        chosen.append(resolution)
+    return chosen
+
+
+@dataclass(frozen=True)
+class ByResolution:
+    """A `Sampler` that hands each batch to the one of its shot.
+
+    :param choose: the sampler of a batch, the same for all batches of a shot.
+    """
+
+    choose: Callable[[SampleBatch], Sampler]
+
+    def __call__(self, batch: SampleBatch) -> Crops:
+        return self.choose(batch)(batch)
+
+
+def when_used(load: Callable[[], Sampler]) -> Sampler:
+    """The `Sampler` that `load` gives, which is asked at the first batch, and not again."""
+    loaded = cache(load)
+    return lambda batch: loaded()(batch)
+
+
+# --------------------------------------------------------------------------------------------------------- one network
 
 
 @dataclass(frozen=True)

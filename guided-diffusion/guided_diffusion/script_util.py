@@ -318,7 +318,7 @@ class Checkpoint:
     source: str
 
 
-def load_checkpoint(path: str, flags: Mapping[str, Any] = {}) -> Checkpoint:
+def load_checkpoint(path: str, flags: Mapping[str, Any] = {}, flag: str = "--model_path") -> Checkpoint:
     """Read a checkpoint and check its tensors' names and shapes against its configuration.
 
     Formats: `.safetensors` with the configuration as JSON under "config" in its metadata; a file of `torch.save` with
@@ -327,13 +327,15 @@ def load_checkpoint(path: str, flags: Mapping[str, Any] = {}) -> Checkpoint:
     released checkpoint is a bare state dict; upstream's scripts pass all flags).
 
     :param flags: the network's own flags that were given: a checkpoint's own configuration they may repeat only.
+    :param flag: that the path was given with, for messages.
     :raises InputError: for a missing, truncated or foreign file, the first flag that contradicts the configuration or
         is not supported, or the first tensor that does not fit.
     """
-    file = Path(path)
+    file, given = Path(path), f"{flag} {path}"
     if not file.is_file():
-        raise InputError(f"--model_path {path}: no such file; give a checkpoint (see README.md, Checkpoints)")
-    state_dict, embedded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+        raise InputError(f"{given}: no such file; give a checkpoint (see README.md, Checkpoints)")
+    read = _read_safetensors if file.suffix == ".safetensors" else _read_torch
+    state_dict, embedded = read(file, given)
     sidecar = file.with_suffix(".json")
     if embedded is not None:
         source = f"the configuration inside {file.name}"
@@ -342,13 +344,13 @@ def load_checkpoint(path: str, flags: Mapping[str, Any] = {}) -> Checkpoint:
         source = f"the configuration in {sidecar}"
         config = _repeated(flags, model_config(_read_json(sidecar.read_bytes(), source), source), source)
     else:
-        given = "the flags and " if flags else ""
         source = (
-            f"{given}the paper's configuration ({file.name} carries none and there is no {sidecar.name} beside it: "
-            "give the network's own flags, such as --image_size and --num_channels)"
+            f"{'the flags and ' if flags else ''}the paper's configuration ({file.name} carries none and there is no "
+            f"{sidecar.name} beside it: write it, or give --model_path's own flags, such as --image_size and "
+            "--num_channels)"
         )
         config = model_config(flags, "command line")
-    _check_shapes(state_dict, config, path, source)
+    _check_shapes(state_dict, config, given, source)
     return Checkpoint(config, state_dict, source)
 
 
@@ -392,7 +394,7 @@ def _read_json(text: bytes | str, source: str) -> dict[str, Any]:
     return options
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _read_safetensors(file: Path, given: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -400,26 +402,26 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
             metadata = tensors.metadata() or {}
             state_dict = {name: tensors.get_tensor(name).float() for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"--model_path {file}: not a complete safetensors file ({error})") from None
+        raise InputError(f"{given}: not a complete safetensors file ({error})") from None
     config = metadata.get("config")
     return state_dict, None if config is None else _read_json(config, f"the configuration inside {file.name}")
 
 
-def _read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def _read_torch(file: Path, given: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # a damaged or foreign file makes torch's unpickler fail in many ways
         raise InputError(
-            f"--model_path {file}: not a checkpoint (truncated, or not plain tensors saved by torch.save)"
+            f"{given}: not a checkpoint (truncated, or not plain tensors saved by torch.save)"
         ) from None
     config = None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         config, content = content.get("config"), content["state_dict"]
         plain = (bool, int, float, str, dict)
         if config is not None and not (isinstance(config, dict) and all(isinstance(v, plain) for v in config.values())):
-            raise InputError(f"--model_path {file}: its 'config' is not a mapping of options to plain values")
+            raise InputError(f"{given}: its 'config' is not a mapping of options to plain values")
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"--model_path {file}: holds no state dict (a mapping of names to tensors)")
+        raise InputError(f"{given}: holds no state dict (a mapping of names to tensors)")
     return {str(name): tensor.float() for name, tensor in content.items()}, config
 
 
@@ -432,13 +434,13 @@ def _repeated(flags: Mapping[str, Any], config: ModelConfig, source: str) -> Mod
     return model_config({**dataclasses.asdict(config), **flags}, "command line")
 
 
-def _check_shapes(state_dict: Mapping[str, Tensor], config: ModelConfig, path: str, source: str) -> None:
+def _check_shapes(state_dict: Mapping[str, Tensor], config: ModelConfig, given: str, source: str) -> None:
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in create_model(config).state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             raise InputError(
-                f"--model_path {path} does not fit: {name} is {found.get(name, 'missing')} in the file but "
+                f"{given} does not fit: {name} is {found.get(name, 'missing')} in the file but "
                 f"{expected.get(name, 'absent')} by {source}"
             )

@@ -52,6 +52,7 @@ class Item:
     :param frame: the source, RGB uint8 [H, W, 3].
     :param face: None: the frame passes through.
     :param crop: what was generated for the face's box, RGB float32 [h, w, 3] in [0, 1], of any size.
+    :param crop_size: height and width in pixels of the crop as the network made it; it may differ from shot to shot.
     :param lips: the generated lips, float32 [20, 2], (x, y) in pixels of the crop at its box's size, where a stage has
         looked for them and found some.
     :param picture: the result, RGB uint8 [H, W, 3], once the crop is pasted.
@@ -61,6 +62,7 @@ class Item:
     frame: np.ndarray
     face: Face | None = None
     crop: np.ndarray | None = None
+    crop_size: int | None = None
     lips: np.ndarray | None = None
     picture: np.ndarray | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
@@ -88,7 +90,7 @@ def per_face(function: Callable[[np.ndarray, Face], np.ndarray]) -> Stage:
 def in_batches(function: Callable[[list[Item]], Sequence[Item]], size: int) -> Stage:
     """A stage for networks: of up to `size` items in a row, those that have a crop go through `function` together.
 
-    :param function: items -> the same number of items, in order.
+    :param function: items -> the same number of items, in order. They may be of two shots, with crops of two sizes.
     """
 
     def stage(items: Iterator[Item]) -> Iterator[Item]:
