@@ -372,3 +372,12 @@ def test_baseline_config_is_valid() -> None:
     config = ablation.read_config(path)
     kinds = [(clip.group, clip.reference) for clip in config.clips]
     assert kinds == [("reconstruction", True)] * 4 + [("cross", False)] * 4
+
+
+def test_super_resolution_config_is_valid() -> None:
+    if not (ablation.ROOT.parent / "shared").is_dir():
+        pytest.skip("needs ../shared")
+    config = ablation.read_config(ablation.ROOT / "docs" / "super_resolution.toml")
+    assert config.lpips_weights is not None
+    sizes = [clip.oracle[1] if clip.oracle else "network" for clip in config.clips]
+    assert sizes == ["128"] * 4 + ["64"] * 4 + ["network"] * 4
