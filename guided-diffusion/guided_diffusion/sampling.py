@@ -1,6 +1,7 @@
 """Samplers: from a batch of faces to generated crops. They compose, and know nothing of options or of the video."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gaussian_diffusion import GaussianDiffusion
+from .gaussian_diffusion import GaussianDiffusion, X0Fn
 from .script_util import ModelConfig
 from .store import ChunkStore
 from .streams import Face, Item
@@ -70,28 +71,58 @@ def generate_crops(
     sampler: Sampler,
     mel_window: Callable[[int], np.ndarray],
     reference: np.ndarray | None,
+    context: int = 0,
 ) -> Iterator[Item]:
     """The items of some batches in a row, those with a face with the crop that the sampler generates for it.
 
+    :param items: of the frames from `first_frame` on.
     :param mel_window: output frame -> float32 [audio_dim, window_steps].
     :param reference: of all faces, uint8 [h, w, 3]; None: each face is its own.
+    :param context: each batch is sampled along with so many of the frames before it, or as far back as the head's
+        movement is known.
     """
+    before = deque(islice(items, batches[0].start - first_frame(batches, context)), maxlen=context)
     for batch in batches:
         shown = list(islice(items, len(batch)))
-        faces = [(item.face, crop_box(item.frame, item.face.box)) for item in shown if item.face is not None]
         generated: Iterator[np.ndarray] = iter(())
-        if faces:
-            crops = [crop for _, crop in faces]
-            references = crops if reference is None else [reference] * len(crops)
-            mels = np.stack([mel_window(face.index) for face, _ in faces])
-            generated = iter(sampler(SampleBatch(batch.start, [face for face, _ in faces], crops, references, mels)))
-        del faces
+        if any(item.face is not None for item in shown):
+            generated = iter(sampler(_sample_batch(batch.start, before, shown, mel_window, reference)))
+        before.extend(shown)
         shown.reverse()
         while shown:  # let go one by one: the next batch is read while the last of this one are on their way
             item = shown.pop()
             yield item if item.face is None else replace(item, crop=to_float(next(generated)))
         if next(generated, None) is not None:
             raise ValueError(f"more crops than faces in the batch of frame {batch.start}")
+
+
+def first_frame(batches: Sequence[range], context: int) -> int:
+    """The first output frame that `generate_crops` needs for some batches in a row."""
+    return max(0, batches[0].start - context)
+
+
+def _sample_batch(
+    first: int,
+    before: Sequence[Item],
+    shown: Sequence[Item],
+    mel_window: Callable[[int], np.ndarray],
+    reference: np.ndarray | None,
+) -> SampleBatch:
+    context: list[Item] = []
+    for item, previous in zip((shown[0], *reversed(before)), reversed(before), strict=False):
+        if item.face is None or item.face.motion is None:
+            break
+        context.insert(0, previous)
+    pairs = [(item, item.face) for item in (*context, *shown) if item.face is not None]
+    crops = [crop_box(item.frame, face.box) for item, face in pairs]
+    return SampleBatch(
+        first,
+        faces=[face for _, face in pairs],
+        crops=crops,
+        references=crops if reference is None else [reference] * len(crops),
+        mels=np.stack([mel_window(face.index) for _, face in pairs]),
+        context=len(context),
+    )
 
 
 @dataclass(frozen=True)
@@ -121,12 +152,18 @@ class StoredSampler:
         return crops if is_whole else None
 
 
+Guide = Callable[[SampleBatch, Tensor], X0Fn]
+"""A batch of N faces, and the mask [N x 1 x h x w] of what is generated of them -> what edits x_0 while they are
+sampled. A row may depend on the rows before, no further back than the batches have context."""
+
+
 @dataclass(frozen=True)
 class DiffusionSampler:
     """The `Sampler` of one network.
 
     :param sampler: of SAMPLERS.
     :param sampling_seed: of the noise that all frames start from; None draws it anew for each.
+    :param guide: None: each frame is sampled on its own.
     """
 
     model: TFGModel
@@ -137,6 +174,7 @@ class DiffusionSampler:
     clip_denoised: bool
     sampling_seed: int | None
     face_hide_percentage: float
+    guide: Guide | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: SampleBatch) -> np.ndarray:
@@ -147,7 +185,11 @@ class DiffusionSampler:
         noise = sampling_noise(len(crops), size, noise_seed)
         inputs = tfg_process_batch(crops, references, batch.mels, noise, self.face_hide_percentage, self.device)
         sample_loop = partial(
-            SAMPLERS[self.sampler], self.diffusion, clip_denoised=self.clip_denoised, generator=generator
+            SAMPLERS[self.sampler],
+            self.diffusion,
+            clip_denoised=self.clip_denoised,
+            x0_fn=self.guide(batch, inputs["mask"]) if self.guide else None,
+            generator=generator,
         )
         x_0 = sample(self.model, sample_loop, inputs)
         return sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :]
