@@ -32,6 +32,13 @@ MOUTH_HEIGHT = 0.75
 VOXCELEB2_SIZE = 224
 """px, the sides of the frames that `voxceleb2_box` is for."""
 
+JUMP = 0.05
+"""Landmarks of brows, nose and eyes jump when they are further, of the brows' width and on average, from where they are
+in most frames around, with the head held still."""
+
+JUMP_REACH = 3  # frames on either side: up to three wrong ones in a row are outvoted
+RIGID = slice(17, 48)  # landmarks that move with the head: brows, nose, eyes
+
 Pads = tuple[int, int, int, int]
 Detect = Callable[[Sequence[np.ndarray]], list[list[Detection]]]
 
@@ -284,6 +291,7 @@ def build_track(
     smooth_window: int = 5,
     identify: Identify | None = None,
     detection_size: int | None = None,
+    motion: np.ndarray | None = None,
 ) -> FaceTrack:
     """Follows one person through the first frames of a video.
 
@@ -313,6 +321,8 @@ def build_track(
     :param identify: tells what a face looks like.
     :param detection_size: the long side at which faces were searched, for the advice when there are none; None when the
         user cannot choose it.
+    :param motion: of a track made without it (`with_motion`): the face then goes the head's way across gaps, not a
+        straight line, and across frames whose landmarks jump (see JUMP).
     :raises InputError: no face in the whole video, or none with its mouth in the frame; face_index out of range in its
         first frame with faces. And what `identify` raises.
     """
@@ -326,11 +336,17 @@ def build_track(
 
     corners, landmarks = _arrays(followed)
     between = _short_gaps(detected, cuts)
-    _interpolate(corners, detected, between)
-    if landmarks is not None:
-        _interpolate(landmarks, detected, between)
-
     shown = detected | between
+    trusted, filled = detected, np.zeros_like(detected)
+    if motion is not None:
+        if landmarks is not None:
+            trusted = detected & ~_jumps(landmarks, shown, cuts, motion)
+        filled = _carry(corners, landmarks, trusted, shown, cuts, motion)
+    straight = shown & ~trusted & ~filled
+    _interpolate(corners, trusted, straight)
+    if landmarks is not None:
+        _interpolate(landmarks, trusted, straight)
+
     # by the box, also where there are landmarks: a lip mask, which asks for them, must not change who has a face
     has_face = shown & _is_inside(mouth_places(corners[:, [1, 3, 0, 2]]), faces.size)
     if not has_face.any():
@@ -667,6 +683,74 @@ def _interpolate(values: np.ndarray, detected: np.ndarray, wanted: np.ndarray) -
     columns = values.reshape(len(values), -1)  # a view
     for column in columns.T:
         column[wanted] = np.interp(frames[wanted], frames[detected], column[detected])
+
+
+def _carry(
+    corners: np.ndarray,
+    landmarks: np.ndarray | None,
+    trusted: np.ndarray,
+    shown: np.ndarray,
+    is_cut: np.ndarray,
+    motion: np.ndarray,
+) -> np.ndarray:
+    """Fills the rows that are shown but not trusted from the trusted ones around them, in place: with the head held
+    still it is linear interpolation, at the ends the nearest row's values. So the head's movement gives the way, and
+    what its errors add up to ends at the next trusted row.
+
+    :return: bool [F], the rows that were filled: the movement is known from a trusted row on.
+    """
+    filled = np.zeros_like(trusted)
+    for run in _runs(shown, is_cut | _is_unknown(motion)):
+        known = trusted[run]
+        wanted = [frame for frame in run if not trusted[frame]]
+        if not known.any() or not wanted:
+            continue
+        poses = _poses(motion[run])
+        scales = np.sqrt(np.linalg.det(poses[:, :, :2]))[:, None]
+        centres, sizes = (corners[run, :2] + corners[run, 2:]) / 2, (corners[run, 2:] - corners[run, :2]) / scales
+        points = centres[:, None] if landmarks is None else np.concatenate([centres[:, None], landmarks[run]], axis=1)
+        points = _in_head(points, poses)
+        _interpolate(points, known, ~known)
+        _interpolate(sizes, known, ~known)
+        points = points @ poses[:, :, :2].transpose(0, 2, 1) + poses[:, None, :, 2]
+        corners[wanted] = np.hstack([points[:, 0] - sizes * scales / 2, points[:, 0] + sizes * scales / 2])[~known]
+        if landmarks is not None:
+            landmarks[wanted] = points[~known, 1:]
+        filled[wanted] = True
+    return filled
+
+
+def _jumps(landmarks: np.ndarray, shown: np.ndarray, is_cut: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """bool [F]: the frames whose landmarks jump, see JUMP."""
+    jumps = np.zeros_like(shown)
+    for run in _runs(shown, is_cut | _is_unknown(motion)):
+        points = _in_head(landmarks[run, RIGID], _poses(motion[run]))
+        found = ~np.isnan(points).any(axis=(1, 2))
+        for position in np.flatnonzero(found):
+            around = slice(max(0, position - JUMP_REACH), position + JUMP_REACH + 1)
+            usual = np.median(points[around][found[around]], axis=0)
+            distance = np.linalg.norm(points[position] - usual, axis=1).mean()
+            jumps[run[position]] = distance > JUMP * np.ptp(usual[:, 0])
+    return jumps
+
+
+def _poses(motion: np.ndarray) -> np.ndarray:
+    """The head's way through frames in a row, from the first of them to each: float64 [n, 2, 3] from their motion."""
+    pose = np.eye(3)
+    poses = [pose]
+    for step in motion[1:]:
+        pose = np.vstack([step, [0, 0, 1]]) @ pose
+        poses.append(pose)
+    return np.stack(poses)[:, :2]
+
+
+def _in_head(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Points [n, P, 2] of frames in a row where they are with the head held as in the first of them."""
+    return (points - poses[:, None, :, 2]) @ np.linalg.inv(poses[:, :, :2]).transpose(0, 2, 1)
+
+
+def _is_unknown(motion: np.ndarray) -> np.ndarray:
+    return np.asarray(np.isnan(motion).any(axis=(1, 2)))
 
 
 def mouth_places(boxes: np.ndarray) -> np.ndarray:

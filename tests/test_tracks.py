@@ -584,6 +584,59 @@ def test_motion_reads_the_tracks_frames_only_and_holds_two() -> None:
     assert max(most) <= 3  # the two, and the one that is just made
 
 
+def nodding_head(n_frames: int) -> tuple[list[np.ndarray], list[Detection]]:
+    """A textured head that swings by 24 px to and fro and turns by 6 degrees, and its true detections."""
+    coarse = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    picture = cv2.GaussianBlur(cv2.resize(coarse, (300, 250), interpolation=cv2.INTER_CUBIC), (0, 0), 1)
+    points = np.random.default_rng(1).uniform((110, 85), (190, 165), (68, 2))
+    frames, faces = [], []
+    for t in range(n_frames):
+        swing = np.sin(2 * np.pi * t / 20)
+        pose = cv2.getRotationMatrix2D((150, 125), 6 * swing, 1 + 0.05 * swing)
+        pose[:, 2] += 24 * swing, 10 * (1 - swing**2)
+        frames.append(cv2.warpAffine(picture, pose, (300, 250), borderMode=cv2.BORDER_REFLECT))
+        x, y = pose @ (150, 125, 1)
+        side = 100 * (1 + 0.05 * swing)
+        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+        faces.append(Detection(box, 1.0, (points @ pose[:, :2].T + pose[:, 2]).astype(np.float32)))
+    return frames, faces
+
+
+def error_of(track: FaceTrack, truth: Sequence[Detection], frames: Sequence[int]) -> tuple[float, float]:
+    """Mean distance of landmarks, and of the boxes' sides, from the truth."""
+    assert track.landmarks is not None
+    points = np.linalg.norm(np.stack([track.landmarks[k] - truth[k].landmarks for k in frames]), axis=2)
+    true_boxes = np.array([truth[k].box for k in frames])[:, [1, 3, 0, 2]]
+    return float(points.mean()), float(np.abs(track.boxes[frames] - true_boxes).mean())
+
+
+JUMPED = {9: (30, 0), 10: (30, 0), 11: (-25, 12)}  # by so many px
+LOST = {"a gap": range(6, 14), "a long gap": range(5, 5 + MAX_GAP), "jumps": list(JUMPED), "both": [*JUMPED, 15, 16]}
+
+
+@pytest.mark.parametrize("where", LOST)
+def test_the_way_across_a_gap_or_a_jump_is_the_heads(where: str) -> None:
+    frames, truth = nodding_head(24)
+    script = [[] if k in LOST[where] else [face] for k, face in enumerate(truth)]
+    if where in ("jumps", "both"):
+        for k, (x, y) in JUMPED.items():
+            box = tuple(np.add(truth[k].box, (x, y, x, y)))
+            script[k] = [Detection(box, 1.0, truth[k].landmarks + np.float32([x, y]))]
+    build = partial(build_track, find_faces(frames, scripted(script), 4), 24, pads=NO_PADS, smooth_window=1)
+    track = build()
+    followed = build(motion=with_motion(track, frames, head_motion).motion)
+    np.testing.assert_array_equal(followed.has_face, track.has_face)
+    np.testing.assert_array_equal(followed.is_interpolated, track.is_interpolated)
+    (points, sides), (plain_points, plain_sides) = (error_of(t, truth, LOST[where]) for t in (followed, track))
+    print(where, points, sides, plain_points, plain_sides)
+    assert points < 0.1 * plain_points
+    assert points < 1
+    assert sides < 1.2  # of whole pixels
+    others = [k for k in range(24) if k not in LOST[where]]
+    np.testing.assert_array_equal(followed.boxes[others], track.boxes[others])
+    np.testing.assert_array_equal(followed.landmarks[others], track.landmarks[others])
+
+
 # --- streaming and files
 
 
