@@ -33,6 +33,7 @@ from face_detection.tracks import (
     fixed_track,
     smooth_landmarks,
     voxceleb2_box,
+    with_motion,
 )
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
@@ -41,17 +42,18 @@ from guided_diffusion.logger import Timings, large_blocks_apart, report, version
 from guided_diffusion.options import Options, parse_options
 from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint, load_model
-from guided_diffusion.store import ChunkStore, content_key, file_digest
+from guided_diffusion.store import ChunkStore, content_key, file_digest, load_array, save_array
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
+from temporal_consistency import head_motion
 
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
 LIP_BATCH = 16  # generated crops whose landmarks are found together
 WRITE_AHEAD = 4  # results that wait for the encoder
 UNHEARD_SECONDS = 0.2  # of sound may be cut off without a word
-# what stored faces and samples look like; raise it when either changes
+# what stored faces, movements and samples look like; raise it when one of them changes
 STORE_FORMAT = 2
 
 
@@ -279,35 +281,54 @@ def tell_unheard(seconds: float) -> None:
 def find_track(
     clip: Clip, options: Options, tools: Tools, files: "WorkFiles | None", ranks: Ranks, timings: Timings
 ) -> FaceTrack:
-    """Who is followed, in which boxes. Rank 0 looks for the faces that are not stored, the others wait for it.
+    """Who is followed, in which boxes. Rank 0 makes what is not stored, the others wait for it.
 
     :raises InputError: naming the video, when there is no such face.
     """
     video = clip.video
-    if tools.detector is None:
-        with timings.measure("decode"):
-            return fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
     if ranks.rank > 0:
         ranks.barrier()
     try:
-        faces = VideoFaces.stored(files.faces) if files is not None else None
-        if faces is None or not faces.suffices(clip.n_windows):
-            with large_blocks_apart():
-                faces = detect_faces(clip, options, tools.detector, faces, timings)
-            if files is not None:
-                faces.save(files.faces)
-        if ranks.rank == 0:
-            ranks.barrier()
-        return smooth_landmarks(follow_face(clip, faces, options))
+        if tools.detector is None:
+            with timings.measure("decode"):
+                track = fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
+        else:
+            faces = VideoFaces.stored(files.faces) if files is not None else None
+            if faces is None or not faces.suffices(clip.n_windows):
+                with large_blocks_apart():
+                    faces = detect_faces(clip, options, tools.detector, faces, timings)
+                if files is not None:
+                    faces.save(files.faces)
+            track = smooth_landmarks(follow_face(clip, faces, options))
+        if options.follows_head:
+            track = follow_head(track, clip, files, timings)
     except InputError as error:
         raise InputError(f"--video_path {video.path}: {error}") from None
+    if ranks.rank == 0:
+        ranks.barrier()
+    return track
+
+
+def follow_head(track: FaceTrack, clip: Clip, files: "WorkFiles | None", timings: Timings) -> FaceTrack:
+    """The track with the head's movement, stored or seen in the video, which is read once more for it."""
+    motion = load_array(files.motion) if files is not None else None
+    if motion is not None:
+        return dataclasses.replace(track, motion=motion)
+    frames = timings.iterate("decode", clip.video.frames(stop=len(track.boxes)))
+    bar = tqdm(frames, total=len(track.boxes), desc="head", unit="frame", disable=None)
+    track = with_motion(track, bar, timings.measure("motion")(head_motion))
+    if files is not None and track.motion is not None:
+        save_array(files.motion, track.motion)
+    return track
 
 
 @dataclass(frozen=True)
 class WorkFiles:
-    """A file for the video's faces, a folder for the job's samples; each is named by all that it depends on."""
+    """Files for the video's faces and the head's movement, a folder for the job's samples; each is named by all that
+    it depends on."""
 
     faces: Path
+    motion: Path
     samples: Path
 
 
@@ -319,17 +340,17 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
         "options": options.affecting("faces"),
         "detector": tools.face_key,
     }
-    samples = {
-        **faces,
-        "audio": file_digest(job.audio_path),
-        "sampling": options.affecting("sampling"),
-        "sampler": tools.sampler_key,
-    }
+    motion = {**faces, "audio": file_digest(job.audio_path), "sampling": options.affecting("sampling")}
+    samples = {**motion, "sampler": tools.sampler_key}
     # boxes, and so samples, are the same with landmarks and without
     if options.landmark_mask and options.face_detector != "dlib" and tools.detector is not None:
         faces["detector"] = tools.detector.fingerprint(with_landmarks=True)
     work_dir = Path(str(options.work_dir))
-    return WorkFiles(work_dir / f"faces-{content_key(faces)}.npz", work_dir / f"samples-{content_key(samples)}")
+    return WorkFiles(
+        work_dir / f"faces-{content_key(faces)}.npz",
+        work_dir / f"motion-{content_key(motion)}.npy",
+        work_dir / f"samples-{content_key(samples)}",
+    )
 
 
 def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> int:

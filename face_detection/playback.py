@@ -40,7 +40,7 @@ class Playback:
         later, and the jump of a loop is one."""
         if self.is_frozen:
             return []
-        shown = [source_index(i, self.n_source, self.order) for i in range(self.n_output)]
+        shown = [self._source(i) for i in range(self.n_output)]
         return [i for i in range(1, self.n_output) if self._is_cut(*sorted(shown[i - 1 : i + 1]))]
 
     def _is_cut(self, low: int, high: int) -> bool:
@@ -49,8 +49,10 @@ class Playback:
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """Output frames [start, stop), those that have the face with it."""
         starts = set(self.shot_starts)
+        last = self._source(start - 1) if start > 0 else None
         for index, (source, frame) in zip(range(start, stop), self._frames(start, stop), strict=True):
-            yield Item(frame, self.track.face(source, index, index in starts))
+            yield Item(frame, self.track.face(source, index, index in starts, last))
+            last = source
 
     def reference(self, kind: str, seed: int | None) -> np.ndarray | None:
         """The one reference crop of all frames, uint8 [h, w, 3], or None when each frame is its own.
@@ -68,10 +70,14 @@ class Playback:
         assert face is not None
         return crop_box(self._source_frame(source), face.box)
 
+    def _source(self, index: int) -> int:
+        """The source frame that output frame `index` shows."""
+        return self._with_face(0) if self.is_frozen else source_index(index, self.n_source, self.order)
+
     def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         if not self.is_frozen:
             return ordered_frames(self.video, self.n_source, stop, self.order, start=start)
-        source = self._with_face(0)
+        source = self._source(start)
         frame = self._source_frame(source)
         return ((source, frame) for _ in range(start, stop))
 

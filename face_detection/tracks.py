@@ -230,23 +230,44 @@ class FaceTrack:
     """float32 [F, 2, 3], the head's movement, from pixels (x, y) of the frame before to this one's; NaN where unknown.
     None when it was not asked for: `with_motion`."""
 
-    def face(self, source: int, index: int, is_cut: bool) -> Face | None:
-        """The face in a source frame, shown as output frame `index`, with which a shot may begin."""
+    def face(self, source: int, index: int, is_cut: bool, last: int | None = None) -> Face | None:
+        """The face in a source frame, shown as output frame `index`, with which a shot may begin.
+
+        :param last: the source frame that was shown before; None for the first one.
+        """
         if not self.has_face[source]:
             return None
         y1, y2, x1, x2 = (int(v) for v in self.boxes[source])
         landmarks = None if self.landmarks is None else self.landmarks[source]
-        motion = None if self.motion is None or np.isnan(self.motion[source]).any() else self.motion[source]
+        motion = None if last is None or is_cut else self.motion_between(last, source)
         return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion)
+
+    @property
+    def goes_on(self) -> np.ndarray:
+        """bool [F], True where the frame before shows the face too, in the same shot."""
+        return self.has_face & np.concatenate([[False], self.has_face[:-1]]) & ~self.is_cut
+
+    def motion_between(self, before: int, after: int) -> np.ndarray | None:
+        """The head's movement float32 [2, 3] from one source frame to the same or a neighbour; None where unknown."""
+        if self.motion is None or abs(after - before) > 1:
+            return None
+        if before == after:
+            return np.eye(2, 3, dtype=np.float32)
+        motion = self.motion[max(before, after)]
+        if np.isnan(motion).any():
+            return None
+        return motion if before < after else cv2.invertAffineTransform(motion)
 
     def summary(self) -> str:
         """One line for the report: "125 frames: 120 detected, 5 interpolated, 0 without a face, 1 cut".
 
-        Frames with the mouth outside and frames with others only are named apart, where there are any.
+        Frames with the mouth outside, frames with others only and, where it was asked for, frames in which the head's
+        movement could not be told are named apart, where there are any.
         """
         frames, faces = len(self.has_face), int(self.has_face.sum())
         interpolated, cuts = int(self.is_interpolated.sum()), int(self.is_cut.sum())
         outside, others = (0 if flags is None else int(flags.sum()) for flags in (self.mouth_outside, self.others_only))
+        lost = 0 if self.motion is None else int((self.goes_on & np.isnan(self.motion).any(axis=(1, 2))).sum())
         parts = [
             f"{faces - interpolated} detected",
             f"{interpolated} interpolated",
@@ -254,6 +275,7 @@ class FaceTrack:
             *([f"{outside} with the mouth outside the frame"] if outside else []),
             *([f"{others} with other people only"] if others else []),
             _count(cuts, "cut"),
+            *([f"head not followed in {_count(lost, 'frame')}"] if lost else []),
         ]
         return f"{_count(frames, 'frame')}: {', '.join(parts)}"
 
@@ -407,7 +429,7 @@ def with_motion(track: FaceTrack, frames: Iterable[np.ndarray], head_motion: Hea
     """
     motion = np.full((len(track.boxes), 2, 3), np.nan, dtype=np.float32)
     for index, (before, frame) in enumerate(pairwise(islice(frames, len(motion))), 1):
-        if track.has_face[index - 1] and track.has_face[index] and not track.is_cut[index]:
+        if track.goes_on[index]:
             found = head_motion(before, frame, visible_box(track.boxes[index - 1], before.shape[:2]))
             if found is not None:
                 motion[index] = found

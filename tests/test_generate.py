@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -36,7 +36,7 @@ from guided_diffusion.logger import Timings
 from guided_diffusion.options import Options, create_argparser, parse_options
 from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
-from guided_diffusion.streams import Face, Item, Stages, per_face
+from guided_diffusion.streams import Box, Face, Item, Stages, per_face
 from guided_diffusion.video_util import open_video, source_index
 from post_processing import paste_stage
 
@@ -597,9 +597,9 @@ def keyed(video: Path, speech: Path, tmp_path: Path) -> tuple[Job, Options, Tool
     return job, options, Tools(ModelConfig(), black, Fingerprint(), {"weights": "1"}, {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
 
 
-def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str]:
+def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str, str]:
     files = work_files(job, options, tools)
-    return files.faces.name, files.samples.name
+    return files.faces.name, files.motion.name, files.samples.name
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Options)])
@@ -609,33 +609,34 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     changed = copy(options)
     object.__setattr__(changed, name, AFFECTS[part][name])  # one alone, whatever the rules between options
     assert getattr(options, name) != getattr(changed, name)
-    (faces, samples), (new_faces, new_samples) = keys(job, options, tools), keys(job, changed, tools)
+    faces, motion, samples = keys(job, options, tools)
+    new_faces, new_motion, new_samples = keys(job, changed, tools)
     # landmarks are stored with the faces of other detectors than dlib; the samples do not depend on them
     assert (new_faces != faces) == (part == "faces" or name == "landmark_mask")
     assert (new_samples != samples) == (part in ("faces", "sampling"))
+    assert (new_motion != motion) == (new_samples != samples)
 
 
 def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the digest of the sound or of the checkpoint out of the key, old samples came back with new inputs."""
     job, options, tools = keyed
-    faces, samples = keys(job, options, tools)
-    assert keys(job, options, tools) == (faces, samples)
+    before = keys(job, options, tools)
+    assert keys(job, options, tools) == before
     other_weights = replace(tools, sampler_key={"checkpoint": "2"})
-    assert keys(job, options, other_weights)[0] == faces
-    assert keys(job, options, other_weights)[1] != samples
-    other_detector = keys(job, options, replace(tools, face_key={"weights": "2"}))
-    assert other_detector[0] != faces
-    assert other_detector[1] != samples
+    assert differing(keys(job, options, other_weights), before) == [False, False, True]
+    other_detector = replace(tools, face_key={"weights": "2"})
+    assert differing(keys(job, options, other_detector), before) == [True, True, True]
     for path, same_faces in ((job.audio_path, True), (job.video_path, False)):
-        before = Path(path).read_bytes()
-        Path(path).write_bytes(before + b"x")
-        changed = keys(job, options, tools)
-        assert (changed[0] == faces) == same_faces
-        assert changed[1] != samples
-        Path(path).write_bytes(before)
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content + b"x")
+        assert differing(keys(job, options, tools), before) == [not same_faces, True, True]
+        Path(path).write_bytes(content)
     monkeypatch.setattr(generate, "versions", lambda: {"opencv-python": "0"})
-    assert keys(job, options, tools)[0] != faces
-    assert keys(job, options, tools)[1] != samples
+    assert differing(keys(job, options, tools), before) == [True, True, True]
+
+
+def differing(keys: Sequence[str], others: Sequence[str]) -> list[bool]:
+    return [key != other for key, other in zip(keys, others, strict=True)]
 
 
 def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
@@ -675,7 +676,7 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
     )
     detector = Detector([])
     tools = Tools(ModelConfig(), black, detector, {}, {}, Ranks())  # type: ignore[arg-type]
-    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "samples")
+    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
     source = open_video(str(video))
     for n_windows, looked_at in ((5, 5), (4, 5), (9, 9), (30, 12), (40, 12)):
         clip = Clip(source, np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), n_windows)
@@ -686,6 +687,32 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
         np.testing.assert_allclose(track.landmarks[2:-2], 60.5)
     stored = VideoFaces.load(files.faces)
     assert {float(faces[0].landmarks[0, 0]) for faces in stored.faces} == {60.0, 61.0}  # type: ignore[index]
+
+
+def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(video_path="v", audio_path="a", model_path="m")
+    tools = Tools(ModelConfig(), black, None, {}, {}, Ranks())
+    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
+    clip = Clip(open_video(str(video)), np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), 9)
+    boxes = []
+
+    def move(before: np.ndarray, frame: np.ndarray, box: Box) -> np.ndarray:
+        assert frame.mean() > before.mean()  # the video grows brighter
+        boxes.append(box)
+        return np.array([[1, 0, len(boxes)], [0, 1, 0]])
+
+    monkeypatch.setattr(generate, "head_motion", move)
+    assert find_track(clip, options, tools, files, Ranks(), Timings()).motion is None
+    monkeypatch.setattr(Options, "follows_head", True)
+    for _ in range(2):  # the second time it is stored
+        track = find_track(clip, options, tools, files, Ranks(), Timings())
+        assert track.motion is not None
+        np.testing.assert_array_equal(track.motion[1:, 0, 2], range(1, 9))
+        assert boxes == [voxceleb2_box(224, 224)] * 8
+    find_track(clip, options, tools, None, Ranks(), Timings())
+    assert len(boxes) == 16
 
 
 def test_sound_that_is_cut_off_is_said(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

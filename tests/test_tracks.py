@@ -567,6 +567,8 @@ def test_motion_is_from_the_frame_before() -> None:
     motion = with_motion(track, iter(frames), head_motion).motion
     assert motion is not None
     assert (motion.dtype, motion.shape) == (np.float32, (8, 2, 3))
+    followed = with_motion(track, iter([frames[0], np.zeros_like(frames[0]), *frames[2:]]), head_motion)
+    assert followed.summary().endswith("1 cut, head not followed in 2 frames")
     known = ~np.isnan(motion).any(axis=(1, 2))
     assert known.tolist() == [False, True, True, False, True, False, False, True]
     np.testing.assert_allclose(motion[known][:, :, 2], [(3, 0), (0, -2), (1, 0), (1, 1)], atol=0.1)

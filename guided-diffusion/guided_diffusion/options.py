@@ -100,6 +100,11 @@ class Options:
         return self.sampler or ("ddim" if self.use_ddim else "ddpm")
 
     @property
+    def follows_head(self) -> bool:
+        """Whether the head's movement (`Face.motion`) is asked for."""
+        return False
+
+    @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
         """`pads` as (top, bottom, left, right)."""
         parts = self.pads.split(",")
