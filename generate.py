@@ -40,13 +40,20 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.options import Options, parse_options
-from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.sampling import (
+    DiffusionSampler,
+    Sampler,
+    StoredSampler,
+    first_frame,
+    generate_crops,
+    plan_batches,
+)
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint, load_model
 from guided_diffusion.store import ChunkStore, content_key, file_digest, load_array, save_array
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
-from temporal_consistency import head_motion
+from temporal_consistency import GUIDED_STEPS, flow_guide, guided_steps, head_motion
 
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
@@ -110,7 +117,7 @@ def detect_faces(
 
     def detect(images: Sequence[np.ndarray]) -> list[list[Detection]]:
         with timings.measure("detect"):
-            return detector.detect(images, with_landmarks=options.landmark_mask)
+            return detector.detect(images, with_landmarks=options.finds_landmarks)
 
     fitting = max(1, DETECTION_BATCH_BYTES // (video.width * video.height * 3))
     batch_size = min(options.face_det_batch_size, fitting)
@@ -118,15 +125,15 @@ def detect_faces(
     return find_faces(bar, detect, batch_size, known, n_frames=clip.n_windows, check=check)
 
 
-def follow_face(clip: Clip, faces: VideoFaces, options: Options) -> FaceTrack:
-    """One person's track over the frames that the sound suffices for."""
+def follow_face(clip: Clip, faces: VideoFaces, options: Options, motion: np.ndarray | None = None) -> FaceTrack:
+    """One person's track over the frames that the sound suffices for; with the head's movement, along it."""
 
     def identify(index: int, face: Detection) -> np.ndarray:
         return face_identity().describe(next(iter(clip.video.frames(index, index + 1))), face)
 
     return build_track(
         faces, clip.n_windows, pads=options.pad_pixels, face_index=options.face_index, identify=identify,
-        detection_size=options.detection_size,
+        detection_size=options.detection_size, motion=motion,
     )  # fmt: skip
 
 
@@ -138,9 +145,10 @@ def sampled_items(
     if not batches:
         return
     reference = playback.reference(options.sampling_ref_type, options.sampling_seed)
-    decoded = timings.iterate("decode", playback.items(batches[0].start, batches[-1].stop))
+    context = GUIDED_STEPS if options.flow_guidance else 0
+    decoded = timings.iterate("decode", playback.items(first_frame(batches, context), batches[-1].stop))
     with closing(timings.iterate(None, ahead(decoded, batch_size))) as frames:
-        yield from generate_crops(frames, batches, sampler, clip.mel_window, reference)
+        yield from generate_crops(frames, batches, sampler, clip.mel_window, reference, context)
         next(frames, None)  # its end, so that its thread need not be interrupted
 
 
@@ -229,9 +237,12 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
             "config": dataclasses.asdict(config),
             "arithmetic": [device.type, fp16],
         }
+    guide = None
+    if options.flow_guidance:
+        guide = partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
     sampler = DiffusionSampler(
         load_model(checkpoint, device, fp16), diffusion, config, device, options.sampler_name, options.clip_denoised,
-        options.sampling_seed, options.face_hide_percentage,
+        options.sampling_seed, options.face_hide_percentage, guide,
     )  # fmt: skip
     return Tools(config, sampler, detector, face_key, sampler_key, ranks)
 
@@ -288,6 +299,7 @@ def find_track(
     video = clip.video
     if ranks.rank > 0:
         ranks.barrier()
+    faces: VideoFaces | None = None
     try:
         if tools.detector is None:
             with timings.measure("decode"):
@@ -299,14 +311,16 @@ def find_track(
                     faces = detect_faces(clip, options, tools.detector, faces, timings)
                 if files is not None:
                     faces.save(files.faces)
-            track = smooth_landmarks(follow_face(clip, faces, options))
+            track = follow_face(clip, faces, options)
         if options.follows_head:
             track = follow_head(track, clip, files, timings)
+        if options.motion_tracking and faces is not None:
+            track = follow_face(clip, faces, options, track.motion)
     except InputError as error:
         raise InputError(f"--video_path {video.path}: {error}") from None
     if ranks.rank == 0:
         ranks.barrier()
-    return track
+    return smooth_landmarks(track)
 
 
 def follow_head(track: FaceTrack, clip: Clip, files: "WorkFiles | None", timings: Timings) -> FaceTrack:
@@ -342,9 +356,11 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
     }
     motion = {**faces, "audio": file_digest(job.audio_path), "sampling": options.affecting("sampling")}
     samples = {**motion, "sampler": tools.sampler_key}
-    # boxes, and so samples, are the same with landmarks and without
-    if options.landmark_mask and options.face_detector != "dlib" and tools.detector is not None:
+    # boxes, and so samples, are the same with landmarks and without, but where they are drawn by them
+    if options.finds_landmarks and options.face_detector != "dlib" and tools.detector is not None:
         faces["detector"] = tools.detector.fingerprint(with_landmarks=True)
+        if options.samples_by_landmarks:
+            samples["detector"] = faces["detector"]
     work_dir = Path(str(options.work_dir))
     return WorkFiles(
         work_dir / f"faces-{content_key(faces)}.npz",

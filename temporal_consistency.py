@@ -5,13 +5,20 @@ not explain. Both are fed frame by frame and hold at most five frames, shrunk so
 """
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.streams import Box, Item
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, X0Fn
+from guided_diffusion.sampling import SampleBatch
+from guided_diffusion.streams import Box, Face, Item
 from guided_diffusion.tfg_data_util import inside_frame
 
 FACE_SIDE = 256
@@ -29,6 +36,14 @@ MIN_FLOW_SIDE = 16  # px: in smaller pictures OpenCV 5.0's DIS gives NaN, raises
 
 FLICKER_FILTER = np.array([1, -4, 6, -4, 1], dtype=np.float32) / 16
 LIP_MARGIN = 0.05  # of the box's height, around the lips' hull
+MOUTH_REGION = np.array([(0.25, 0.62), (0.75, 0.62), (0.75, 0.92), (0.25, 0.92)])  # in a box of 1 x 1
+
+GUIDED_STEPS = 1
+"""Steps that are guided, and so the frames of context that a batch needs."""
+DISAGREEMENT = 0.047  # of colours in [-1, 1]
+MEL_CHANGE = 2.0
+ALL = 0.999  # of what is interpolated between ones
+OUTSIDE = np.array([(0, 0, 2), (0, 0, 2)], dtype=np.float32)  # of every crop
 
 
 def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarray | None:
@@ -72,6 +87,83 @@ def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarr
         return None
     residual = np.linalg.norm(start @ motion[:, :2].T + motion[:, 2] - end, axis=1)
     return motion.astype(np.float32) if np.median(residual) < MAX_MEDIAN_RESIDUAL else None
+
+
+# ------------------------------------------------------------------------------------------- guidance by the flow
+
+
+def guided_steps(diffusion: GaussianDiffusion) -> range:
+    """The steps at which `flow_guide` acts, GUIDED_STEPS of them or fewer, counted from 0: the last ones from which x_0
+    is not the result yet, so that the network has the last word."""
+    last = diffusion.num_timesteps - 1
+    return range(max(0, last - GUIDED_STEPS), last)
+
+
+def flow_guide(batch: SampleBatch, mask: Tensor, steps: Container[int], weight: float) -> X0Fn:
+    """A `sampling.Guide`: at some steps the skin of each face is drawn to what the frame before shows there.
+
+    x_0 <- x_0 + w (warp(x_0 of the row before) - x_0), the warp by the head's movement (`Face.motion`) from one crop to
+    the next. The row before is taken as the network predicted it, not as it was drawn to its own predecessor: blur does
+    not pile up (METHODS: Temporal consistency), and with G steps a row depends on G rows before.
+
+    w = weight * exp(-(d / DISAGREEMENT)^2) * exp(-(m / MEL_CHANGE)^2), with d the difference of the two in the mean of
+    the colours: flicker is small, movement is not; and m that of the two rows' mels, root mean square. It is 0 near the
+    lips of either frame, outside what is generated in either, and in a row whose movement is unknown.
+
+    :param mask: [N x 1 x h x w], 1 where the faces are generated.
+    :param steps: at which it guides, counted from 0.
+    :param weight: 0 to 1, w where the two agree.
+    """
+    n, _, height, width = mask.shape
+    warps = [OUTSIDE, *(_crop_warp(before, face) for before, face in pairwise(batch.faces))]
+    theta = torch.from_numpy(np.stack(warps)).to(mask)
+    grid = affine_grid(theta, [n, 3, height, width], align_corners=False)
+
+    def of_row_before(x: Tensor) -> Tensor:
+        return grid_sample(x.roll(1, 0), grid, align_corners=False)  # 0 beyond its crop
+
+    mouths = np.stack([_mouth(face, height, width) for face in batch.faces])
+    skin = mask * ~torch.from_numpy(mouths[:, None]).to(mask.device)
+    change = np.square(np.diff(batch.mels, axis=0, prepend=batch.mels[:1])).mean(axis=(1, 2), keepdims=True)
+    is_same_sound = torch.from_numpy(np.exp(-change / MEL_CHANGE**2)[..., None]).to(mask)
+    share = weight * is_same_sound * skin * (of_row_before(skin) > ALL)
+
+    def x0_fn(step: int, x_0: Tensor) -> Tensor:
+        if step not in steps:
+            return x_0
+        difference = of_row_before(x_0) - x_0
+        is_same = torch.exp(-((difference.mean(dim=1, keepdim=True) / DISAGREEMENT) ** 2))
+        return x_0 + share * is_same * difference
+
+    return x0_fn
+
+
+def _crop_warp(before: Face, face: Face) -> np.ndarray:
+    """float32 [2, 3] of `affine_grid`: from places (x, y) in a face's crop to the same skin in the crop before, -1 to 1
+    from edge to edge in both; OUTSIDE where the movement is unknown."""
+    if face.motion is None:
+        return OUTSIDE
+    to_before = np.linalg.inv(np.vstack([face.motion, [0, 0, 1]]))
+    warp = np.linalg.inv(_from_edges(before.box)) @ to_before @ _from_edges(face.box)
+    return warp[:2].astype(np.float32)
+
+
+def _from_edges(box: Box) -> np.ndarray:
+    """float64 [3, 3], from (x, y) in a crop, -1 to 1 from edge to edge, to frame pixels, whole at their centres."""
+    y1, y2, x1, x2 = box
+    return np.array(
+        [[(x2 - x1) / 2, 0, (x1 + x2 - 1) / 2], [0, (y2 - y1) / 2, (y1 + y2 - 1) / 2], [0, 0, 1]], dtype=np.float64
+    )
+
+
+def _mouth(face: Face, height: int, width: int) -> np.ndarray:
+    """bool [height, width], of a crop of this size: around the lips, or where they may be without landmarks."""
+    y1, y2, x1, x2 = face.box
+    if face.landmarks is None:
+        lips = MOUTH_REGION * (width, height)
+    else:
+        lips = (face.landmarks[48:68] - (x1, y1)) * (width / (x2 - x1), height / (y2 - y1))
+    return _near_lips(np.rint(lips).astype(np.int32), height, width)
 
 
 @dataclass(frozen=True)
@@ -278,15 +370,19 @@ def _measure_flicker(window: list[_Tracked], lips: np.ndarray) -> np.ndarray:
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderValue=(np.nan, np.nan),  # pixels that one of the frames does not show drop out
         )
-    mouth = np.zeros((height, width), dtype=np.uint8)
-    cv2.fillConvexPoly(mouth, cv2.convexHull(lips - np.array([x1, y1], dtype=np.int32)), 1)
-    reach = round(LIP_MARGIN * height)
-    near_lips = cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
-    usable = ~np.isnan(second).any(axis=2) & ~near_lips
+    usable = ~np.isnan(second).any(axis=2) & ~_near_lips(lips - np.array([x1, y1], dtype=np.int32), height, width)
     usable[: height // 2] = False
     if not usable.any():
         return np.full((2, 2), np.nan)
     return np.stack([second[usable].mean(axis=0), second[usable].std(axis=0)], axis=1)
+
+
+def _near_lips(lips: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [height, width]: the hull of lips int32 [20, 2] and LIP_MARGIN around it."""
+    mouth = np.zeros((height, width), dtype=np.uint8)
+    cv2.fillConvexPoly(mouth, cv2.convexHull(lips), 1)
+    reach = round(LIP_MARGIN * height)
+    return cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
 
 
 def _follow(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:

@@ -393,6 +393,7 @@ def build_track(
         is_cut=cuts,
         mouth_outside=shown & ~has_face,
         others_only=np.array([bool(seen) for seen in usable]) & ~shown,
+        motion=motion,
     )
 
 

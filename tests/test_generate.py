@@ -336,6 +336,9 @@ def test_booleans(text: str) -> None:
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),
         (["--landmark_mask", "True"], "give --is_voxceleb2 False"),
         (["--adaptive_mask", "True"], "give --landmark_mask True"),
+        (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or dpmpp_2m"),
+        (["--flow_guidance", "1.5"], "from 0 to 1"),
+        (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
@@ -558,6 +561,21 @@ def test_stored_samples_are_composited_again(
     assert speech.exists()
 
 
+def test_guidance_by_the_flow_knows_no_batches(job: list[str], tmp_path: Path) -> None:
+    """A head that moves by a pixel per frame: whatever the batches, and when one of them is made again."""
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), (0, 0), 2)
+    clip = write_video(tmp_path / "moving.mp4", np.stack([np.roll(picture, k, axis=1) for k in range(8)]))
+    job = [*job, "--video_path", str(clip)]
+    guided = [*job, "--flow_guidance", "1", "--work_dir", str(tmp_path / "work")]
+    batches_of_five = result_of(guided)
+    assert np.abs(result_of(job).astype(int) - batches_of_five).max() > 10
+    one_batch = result_of(guided, "--sampling_batch_size", "3").astype(int)
+    assert np.abs(one_batch - batches_of_five).max() <= 3
+    (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
+    lost.unlink()
+    np.testing.assert_array_equal(result_of(guided), batches_of_five)
+
+
 # Which part of a run each option changes first. Written out: read from the options it would agree with any of them.
 AFFECTS = {
     "faces": {
@@ -567,7 +585,7 @@ AFFECTS = {
         "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
-        "clip_denoised": False,
+        "clip_denoised": False, "flow_guidance": 0.5, "motion_tracking": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",
@@ -611,10 +629,26 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     assert getattr(options, name) != getattr(changed, name)
     faces, motion, samples = keys(job, options, tools)
     new_faces, new_motion, new_samples = keys(job, changed, tools)
-    # landmarks are stored with the faces of other detectors than dlib; the samples do not depend on them
-    assert (new_faces != faces) == (part == "faces" or name == "landmark_mask")
+    # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
+    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
     assert (new_motion != motion) == (new_samples != samples)
+
+
+@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
+    class OtherLandmarks(Fingerprint):
+        def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
+            return {"weights": "1", "landmarks": "other" if with_landmarks else "False"}
+
+    job, options, tools = keyed
+    object.__setattr__(options, name, True)
+    (faces, _, samples), (new_faces, _, new_samples) = (
+        keys(job, options, replace(tools, detector=detector)) for detector in (Fingerprint(), OtherLandmarks())
+    )
+    assert new_faces != faces
+    assert (new_samples != samples) == (name != "landmark_mask")
 
 
 def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ class QuickModel:
     def encode_audio(self, mels: torch.Tensor) -> torch.Tensor:
         return mels.mean(dim=(1, 2))[:, None, None, None]
 
-    def denoise(self, x: torch.Tensor, timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, _timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         return 0.3 * x + 0.5 * conditions["ref_img"] + conditions["audio_code"]
 
 
@@ -247,7 +247,8 @@ def test_context_reaches_back_as_far_as_the_movement_is_known() -> None:
     made = list(generate_crops(iter(items), plan_batches(12, 2, [10]), note, mel_of, None, 3))
     assert [item.frame for item in made] == [item.frame for item in items]
     assert seen == {
-        0: ([0, 1], 0), 2: ([0, 1, 2, 3], 2), 4: ([5], 0), 6: ([5, 6, 7], 1), 8: ([5, 6, 7, 8, 9], 3), 10: ([10, 11], 0),
+        0: ([0, 1], 0), 2: ([0, 1, 2, 3], 2), 4: ([5], 0),
+        6: ([5, 6, 7], 1), 8: ([5, 6, 7, 8, 9], 3), 10: ([10, 11], 0),
     }  # fmt: skip
 
 

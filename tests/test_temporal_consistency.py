@@ -6,13 +6,27 @@ from itertools import islice
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.sampling import SampleBatch
+from guided_diffusion.script_util import create_gaussian_diffusion, model_config
 from guided_diffusion.streams import Box, Face, Item
 from guided_diffusion.tfg_data_util import inside_frame
-from temporal_consistency import FlickerMeter, FlickerScores, WarpError, WarpErrorMeter, _trusted, head_motion
+from temporal_consistency import (
+    DISAGREEMENT,
+    GUIDED_STEPS,
+    FlickerMeter,
+    FlickerScores,
+    WarpError,
+    WarpErrorMeter,
+    _trusted,
+    flow_guide,
+    guided_steps,
+    head_motion,
+)
 
 SIZE = 160
 BOX = (30, 130, 30, 130)
@@ -349,3 +363,103 @@ def test_head_motion_says_none_when_it_cannot_know() -> None:
     for box in [(5, 5, 5, 5), (5, 6, 5, 6), (0, 4, 0, 4), (200, 220, 200, 220)]:
         assert head_motion(texture(), texture(), box) is None
     assert head_motion(texture(), texture()[:, :80], BOX) is None
+
+
+# ------------------------------------------------------------------------------------------ guidance by the flow
+
+
+SIDE = 64
+GENERATED = torch.cat([torch.zeros(SIDE // 2, SIDE), torch.ones(SIDE // 2, SIDE)])
+
+
+def skin_at(face: Face) -> np.ndarray:
+    """What a smooth picture in the first frame's pixels shows in a face's crop: float32 [1, SIDE, SIDE]."""
+    y1, y2, x1, x2 = face.box
+    places = (np.arange(SIDE) + 0.5) / SIDE
+    x, y = np.meshgrid(x1 + places * (x2 - x1) - 0.5, y1 + places * (y2 - y1) - 0.5)
+    if face.motion is not None:
+        back = cv2.invertAffineTransform(face.motion)
+        x, y = (back[row, 0] * x + back[row, 1] * y + back[row, 2] for row in range(2))
+    return np.float32(0.1 * np.sin(x / 9) * np.cos(y / 11))[None]
+
+
+MOVED = similarity(4, 1.03, 5, -3).astype(np.float32)
+FIRST, SECOND = Face(0, BOX), Face(1, (26, 128, 37, 143), motion=MOVED)
+
+
+def guided(
+    faces: list[Face], pictures: list[np.ndarray], mels: np.ndarray | None = None, weight: float = 1
+) -> np.ndarray:
+    """float32 [N, 3, SIDE, SIDE], the pictures once they were drawn to each other."""
+    n = len(faces)
+    if mels is None:
+        mels = np.zeros((n, 80, 16), np.float32)
+    guide = flow_guide(SampleBatch(0, faces, [], [], mels), GENERATED.expand(n, 1, -1, -1), [5], weight)
+    x_0 = torch.from_numpy(np.stack(pictures)).expand(-1, 3, -1, -1)
+    before = x_0.clone()
+    result = guide(5, x_0)
+    assert torch.equal(x_0, before)
+    assert torch.equal(guide(4, x_0), x_0)
+    return result.numpy()
+
+
+def test_the_frame_before_comes_to_where_the_head_has_moved() -> None:
+    """Boxes, and so scales, differ; between the lower halves and away from the mouth nothing but the gain is left."""
+    true = skin_at(SECOND)
+    shown = guided([FIRST, SECOND], [skin_at(FIRST), true + 0.01])
+    np.testing.assert_array_equal(shown[0], np.repeat(skin_at(FIRST), 3, axis=0))
+    change = shown[1] - (true + 0.01)
+    assert (change[:, :32] == 0).all()
+    drawn = np.abs(change) > 0
+    assert drawn[:, 40:58, 5:10].all()
+    expected = np.exp(-((0.01 / DISAGREEMENT) ** 2)) * -0.01
+    np.testing.assert_allclose(change[:, 40:58, 5:10], expected, atol=1e-3)
+
+
+@given(st.floats(0, 1))
+def test_the_weight_is_the_share_of_the_frame_before(weight: float) -> None:
+    faces = [FIRST, Face(1, BOX, motion=np.eye(2, 3, dtype=np.float32))]
+    black = np.zeros((1, SIDE, SIDE), np.float32)
+    shown = guided(faces, [black, black + 0.001], weight=weight)
+    np.testing.assert_allclose(shown[1, :, 40:60, 4:10], 0.001 * (1 - weight), atol=2e-6)
+
+
+@pytest.mark.parametrize("landmarks", [None, LANDMARKS])
+def test_the_mouth_is_its_own(landmarks: np.ndarray | None) -> None:
+    """Also where the one of the frame before was."""
+    moved = np.float32([[1, 0, 0], [0, 1, 12]])
+    faces = [Face(0, BOX, landmarks), Face(1, BOX, landmarks, motion=moved)]
+    shown = guided(faces, [np.zeros((1, SIDE, SIDE), np.float32), np.full((1, SIDE, SIDE), 0.001, np.float32)])
+    own = shown[1, 0] == np.float32(0.001)
+    mouth = round((108 - 30) * 0.64)  # the lips' middle, in a crop of 64 px
+    assert own[mouth - 5 : mouth + 5, 22:42].all()
+    assert own[mouth + 8 : mouth + 12, 22:42].all()
+    assert not own[44:60, 4:10].any()
+
+
+def test_what_moves_or_is_said_otherwise_is_left() -> None:
+    faces = [FIRST, Face(1, BOX, motion=np.eye(2, 3, dtype=np.float32))]
+    black = np.zeros((1, SIDE, SIDE), np.float32)
+    cheek = 1, slice(None), slice(40, 60), slice(4, 10)
+    assert np.abs(guided(faces, [black, black + 0.3])[cheek] - 0.3).max() < 1e-6
+    mels = np.zeros((2, 80, 16), np.float32)
+    mels[1] = 8
+    assert np.abs(guided(faces, [black, black + 0.001], mels)[cheek] - 0.001).max() < 1e-6
+
+
+def test_nothing_comes_from_where_the_movement_is_unknown() -> None:
+    """A cut, a gap, a head that was not followed: and never from the last row to the first."""
+    still = np.eye(2, 3, dtype=np.float32)
+    faces = [Face(3, BOX, motion=still), Face(4, BOX, is_cut=True), Face(6, BOX), Face(7, BOX, motion=still)]
+    pictures = [np.full((1, SIDE, SIDE), 0.001 * k, np.float32) for k in range(4)]
+    shown = guided(faces, pictures)
+    np.testing.assert_array_equal(shown[:3], np.repeat(pictures[:3], 3, axis=1))
+    assert (shown[3, :, 40:60, 4:10] < 0.0021).all()
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 7, 10, 25])
+def test_the_last_step_is_the_networks(n_steps: int, small_config: dict) -> None:
+    diffusion = create_gaussian_diffusion(model_config(small_config, "test"), f"ddim{n_steps}")
+    steps = guided_steps(diffusion)
+    assert len(steps) == min(GUIDED_STEPS, n_steps - 1)
+    assert n_steps - 1 not in steps

@@ -63,6 +63,9 @@ class Options:
         -1, "which face, from the left in the first frame with faces; -1 is the best", "sampling", within=(-1, 1000)
     )
     pads: str = flag("0,0,0,0", "pixels to grow the box: top,bottom,left,right", "sampling")
+    motion_tracking: bool = flag(
+        False, "where the detector loses the face or its landmarks jump, follow the head's movement", "sampling"
+    )
     is_voxceleb2: bool = flag(True, "no detection: VoxCeleb2's fixed crop of 224 x 224 frames", "faces")
 
     face_hide_percentage: float = flag(0.5, "lower part of the crop that is generated", "sampling", within=(0.01, 1))
@@ -75,6 +78,9 @@ class Options:
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
     timestep_respacing: str = flag("", "ddimN, logsnrN (for dpmpp_2m), or steps per section as a,b,c", "sampling")
     clip_denoised: bool = flag(True, "clamp the x_0 prediction", "sampling")
+    flow_guidance: float = flag(
+        0.0, "draw each frame's skin to the frame before while sampling, up to 1", "sampling", within=(0, 1)
+    )
     use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
     device: str = flag("auto", "where the network runs", "run", DEVICES)
 
@@ -102,7 +108,16 @@ class Options:
     @property
     def follows_head(self) -> bool:
         """Whether the head's movement (`Face.motion`) is asked for."""
-        return False
+        return bool(self.flow_guidance) or self.motion_tracking
+
+    @property
+    def finds_landmarks(self) -> bool:
+        """Whether landmarks are asked for, also of detectors that do without."""
+        return self.landmark_mask or self.samples_by_landmarks
+
+    @property
+    def samples_by_landmarks(self) -> bool:
+        return bool(self.flow_guidance) or self.motion_tracking
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
@@ -124,6 +139,12 @@ RULES: tuple[Rule, ...] = (
      "--sampling_seed {sampling_seed}: give a whole number from 0 up"),
     (lambda o: o.sampling_use_gt_for_ref and o.sampling_ref_type != "gt",
      "--sampling_use_gt_for_ref True contradicts --sampling_ref_type {sampling_ref_type}: drop one"),
+    (lambda o: o.flow_guidance and o.sampler_name == "ddpm",
+     "--flow_guidance {flow_guidance} needs a sampler that draws no noise on the way: give --sampler ddim or dpmpp_2m"),
+    (lambda o: o.flow_guidance and o.sampling_seed is None,
+     "--flow_guidance {flow_guidance} needs one noise for all frames: give --sampling_seed 7"),
+    (lambda o: o.motion_tracking and o.is_voxceleb2,
+     "--motion_tracking True needs a detected face: give --is_voxceleb2 False"),
     (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
      "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending"),
     (lambda o: o.landmark_mask and o.is_voxceleb2,
