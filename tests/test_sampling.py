@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_diffusion import sampling
+from guided_diffusion.gaussian_diffusion import X0Fn
 from guided_diffusion.sampling import (
     DiffusionSampler,
     SampleBatch,
@@ -163,7 +164,7 @@ def test_one_reference_for_all() -> None:
 STEPS = range(1, 3)  # guided, of four
 
 
-def drawn_to_the_row_before(batch: SampleBatch, mask: torch.Tensor) -> Callable[[int, torch.Tensor], torch.Tensor]:
+def drawn_to_the_row_before(batch: SampleBatch, _image: torch.Tensor, mask: torch.Tensor) -> X0Fn:
     """Half of the row before, where the movement is known."""
     known = torch.tensor([face.motion is not None for face in batch.faces])
     share = 0.5 * mask * (known & (torch.arange(len(known)) > 0))[:, None, None, None]

@@ -152,9 +152,9 @@ class StoredSampler:
         return crops if is_whole else None
 
 
-Guide = Callable[[SampleBatch, Tensor], X0Fn]
-"""A batch of N faces, and the mask [N x 1 x h x w] of what is generated of them -> what edits x_0 while they are
-sampled. A row may depend on the rows before, no further back than the batches have context."""
+Guide = Callable[[SampleBatch, Tensor, Tensor], X0Fn]
+"""A batch of N faces, `image` and `mask` of its `tfg_process_batch` -> what edits x_0 while they are sampled. A row may
+depend on the rows before, no further back than the batches have context."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class DiffusionSampler:
             SAMPLERS[self.sampler],
             self.diffusion,
             clip_denoised=self.clip_denoised,
-            x0_fn=self.guide(batch, inputs["mask"]) if self.guide else None,
+            x0_fn=self.guide(batch, inputs["image"], inputs["mask"]) if self.guide else None,
             generator=generator,
         )
         x_0 = sample(self.model, sample_loop, inputs)
