@@ -53,7 +53,7 @@ from guided_diffusion.store import ChunkStore, content_key, file_digest, load_ar
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
-from temporal_consistency import GUIDED_STEPS, flow_guide, guided_steps, head_motion
+from temporal_consistency import GUIDED_STEPS, flow_guide, guided_steps, head_motion, smoothing_stage
 
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
@@ -156,6 +156,8 @@ def build_stages(options: Options, image_size: int, detector: FaceAlignment | No
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
+    if options.temporal_smoothing:
+        stages.append(("smooth", smoothing_stage(options.temporal_smoothing, hidden)))
     if options.sharpening_strength:
         strength = options.sharpening_strength
         stages.append(

@@ -242,6 +242,7 @@ def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
     loop = loop.changed(landmarks=landmarks)
     for flags, left, right, top in (
         ({"blur_kernel_size": 10}, 0, 1, 0.5),
+        ({"blur_kernel_size": 10, "temporal_smoothing": 0.5, "sharpening_strength": 0.5}, 0, 1, 0.5),
         ({"landmark_mask": True}, 0.28, 0.72, 0.6),
         ({"landmark_mask": True, "blur_kernel_size": 10, "adaptive_mask": True}, 0.26, 0.74, 0.58),
     ):
@@ -593,7 +594,7 @@ AFFECTS = {
         "test_video_dir": "folder", "sample_path": "results", "sample_partition": "part", "skip_existing": True,
         "face_det_batch_size": 8, "use_fp16": False, "device": "cpu", "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
-        "stats": "stats.json", "work_dir": "elsewhere",
+        "temporal_smoothing": 0.5, "stats": "stats.json", "work_dir": "elsewhere",
     },
 }  # fmt: skip
 
@@ -739,7 +740,7 @@ def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
 
     monkeypatch.setattr(generate, "head_motion", move)
     assert find_track(clip, options, tools, files, Ranks(), Timings()).motion is None
-    monkeypatch.setattr(Options, "follows_head", True)
+    options = replace(options, temporal_smoothing=0.5)
     for _ in range(2):  # the second time it is stored
         track = find_track(clip, options, tools, files, Ranks(), Timings())
         assert track.motion is not None

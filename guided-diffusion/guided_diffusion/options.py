@@ -87,6 +87,9 @@ class Options:
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
     )
+    temporal_smoothing: float = flag(
+        0.0, "take flicker out of the generated part, 0 (off) to 0.9", "output", within=(0, 0.9)
+    )
     sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output", within=(0, 1))
     landmark_mask: bool = flag(False, "show the generated mouth only", "output")
     mask_expansion: float = flag(
@@ -108,7 +111,7 @@ class Options:
     @property
     def follows_head(self) -> bool:
         """Whether the head's movement (`Face.motion`) is asked for."""
-        return bool(self.flow_guidance) or self.motion_tracking
+        return self.temporal_smoothing > 0 or self.flow_guidance > 0 or self.motion_tracking
 
     @property
     def finds_landmarks(self) -> bool:
@@ -117,7 +120,7 @@ class Options:
 
     @property
     def samples_by_landmarks(self) -> bool:
-        return bool(self.flow_guidance) or self.motion_tracking
+        return self.flow_guidance > 0 or self.motion_tracking
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
