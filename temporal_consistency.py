@@ -99,7 +99,7 @@ def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarr
 
 # ------------------------------------------------------------------------------------------------------ smoothing
 
-SMOOTHING_REACH = 3
+SMOOTHING_REACH = 2
 """Frames on either side that smoothing looks at."""
 
 CHANGE = 10 / 255
