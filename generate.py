@@ -33,9 +33,11 @@ from face_detection.tracks import (
     fixed_track,
     smooth_landmarks,
     voxceleb2_box,
+    with_motion,
 )
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.networks import load_networks
@@ -43,26 +45,29 @@ from guided_diffusion.options import Options, parse_options
 from guided_diffusion.sampling import (
     ByResolution,
     Crops,
+    Guide,
     SampleBatch,
     Sampler,
     StoredSampler,
+    first_frame,
     generate_crops,
     plan_batches,
     shot_resolutions,
 )
 from guided_diffusion.script_util import ModelConfig
-from guided_diffusion.store import ChunkStore, content_key, file_digest
+from guided_diffusion.store import ChunkStore, content_key, file_digest, load_array, save_array
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
 from super_resolution import SR_BATCH, LipSuperResolver
+from temporal_consistency import GUIDED_STEPS, flow_guide, guided_steps, head_motion, smoothing_stage
 
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
 LIP_BATCH = 16  # generated crops whose landmarks are found together
 WRITE_AHEAD = 4  # results that wait for the encoder
 UNHEARD_SECONDS = 0.2  # of sound may be cut off without a word
-# what stored faces and samples look like; raise it when either changes
+# what stored faces, movements and samples look like; raise it when one of them changes
 STORE_FORMAT = 2
 
 
@@ -119,7 +124,7 @@ def detect_faces(
 
     def detect(images: Sequence[np.ndarray]) -> list[list[Detection]]:
         with timings.measure("detect"):
-            return detector.detect(images, with_landmarks=options.landmark_mask)
+            return detector.detect(images, with_landmarks=options.finds_landmarks)
 
     fitting = max(1, DETECTION_BATCH_BYTES // (video.width * video.height * 3))
     batch_size = min(options.face_det_batch_size, fitting)
@@ -127,15 +132,15 @@ def detect_faces(
     return find_faces(bar, detect, batch_size, known, n_frames=clip.n_windows, check=check)
 
 
-def follow_face(clip: Clip, faces: VideoFaces, options: Options) -> FaceTrack:
-    """One person's track over the frames that the sound suffices for."""
+def follow_face(clip: Clip, faces: VideoFaces, options: Options, motion: np.ndarray | None = None) -> FaceTrack:
+    """One person's track over the frames that the sound suffices for; with the head's movement, along it."""
 
     def identify(index: int, face: Detection) -> np.ndarray:
         return face_identity().describe(next(iter(clip.video.frames(index, index + 1))), face)
 
     return build_track(
         faces, clip.n_windows, pads=options.pad_pixels, face_index=options.face_index, identify=identify,
-        detection_size=options.detection_size,
+        detection_size=options.detection_size, motion=motion,
     )  # fmt: skip
 
 
@@ -147,9 +152,10 @@ def sampled_items(
     if not batches:
         return
     reference = playback.reference(options.sampling_ref_type, options.sampling_seed)
-    decoded = timings.iterate("decode", playback.items(batches[0].start, batches[-1].stop))
+    context = GUIDED_STEPS if options.flow_guidance else 0
+    decoded = timings.iterate("decode", playback.items(first_frame(batches, context), batches[-1].stop))
     with closing(timings.iterate(None, ahead(decoded, batch_size))) as frames:
-        yield from generate_crops(frames, batches, sampler, clip.mel_window, reference)
+        yield from generate_crops(frames, batches, sampler, clip.mel_window, reference, context)
         next(frames, None)  # its end, so that its thread need not be interrupted
 
 
@@ -159,6 +165,8 @@ def build_stages(
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
+    if options.temporal_smoothing:
+        stages.append(("smooth", smoothing_stage(options.temporal_smoothing, hidden)))
     if resolver is not None:
         enhance = partial(resolver.enhance, face_hide_percentage=hidden)
         stages.append(("super-resolution", in_batches(enhance, SR_BATCH)))
@@ -225,7 +233,7 @@ class Tools:
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
     """Checkpoint, network, detector. :raises InputError: when one of them cannot be had."""
     device = choose_device(options.device, ranks.local_rank)
-    networks = load_networks(options, model_flags, device, is_told=ranks.rank == 0)
+    networks = load_networks(options, model_flags, device, partial(make_guide, options), is_told=ranks.rank == 0)
     detector = None
     if not options.is_voxceleb2:
         detector = FaceAlignment(
@@ -239,6 +247,13 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         networks.config, networks.sampler, networks.batch_size, detector, face_key, networks.key, ranks, resolver,
         networks.larger,
     )  # fmt: skip
+
+
+def make_guide(options: Options, diffusion: GaussianDiffusion) -> Guide | None:
+    """What the options let guide the sampling, or None."""
+    if not options.flow_guidance:
+        return None
+    return partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
 
 
 def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: bool) -> Sampler:
@@ -313,35 +328,57 @@ def tell_unheard(seconds: float) -> None:
 def find_track(
     clip: Clip, options: Options, tools: Tools, files: "WorkFiles | None", ranks: Ranks, timings: Timings
 ) -> FaceTrack:
-    """Who is followed, in which boxes. Rank 0 looks for the faces that are not stored, the others wait for it.
+    """Who is followed, in which boxes. Rank 0 makes what is not stored, the others wait for it.
 
     :raises InputError: naming the video, when there is no such face.
     """
     video = clip.video
-    if tools.detector is None:
-        with timings.measure("decode"):
-            return fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
     if ranks.rank > 0:
         ranks.barrier()
+    faces: VideoFaces | None = None
     try:
-        faces = VideoFaces.stored(files.faces) if files is not None else None
-        if faces is None or not faces.suffices(clip.n_windows):
-            with large_blocks_apart():
-                faces = detect_faces(clip, options, tools.detector, faces, timings)
-            if files is not None:
-                faces.save(files.faces)
-        if ranks.rank == 0:
-            ranks.barrier()
-        return smooth_landmarks(follow_face(clip, faces, options))
+        if tools.detector is None:
+            with timings.measure("decode"):
+                track = fixed_track(count_frames(video, clip.n_windows), voxceleb2_box(video.height, video.width))
+        else:
+            faces = VideoFaces.stored(files.faces) if files is not None else None
+            if faces is None or not faces.suffices(clip.n_windows):
+                with large_blocks_apart():
+                    faces = detect_faces(clip, options, tools.detector, faces, timings)
+                if files is not None:
+                    faces.save(files.faces)
+            track = follow_face(clip, faces, options)
+        if options.follows_head:
+            track = follow_head(track, clip, files, timings)
+        if options.motion_tracking and faces is not None:
+            track = follow_face(clip, faces, options, track.motion)
     except InputError as error:
         raise InputError(f"--video_path {video.path}: {error}") from None
+    if ranks.rank == 0:
+        ranks.barrier()
+    return smooth_landmarks(track)
+
+
+def follow_head(track: FaceTrack, clip: Clip, files: "WorkFiles | None", timings: Timings) -> FaceTrack:
+    """The track with the head's movement, stored or seen in the video, which is read once more for it."""
+    motion = load_array(files.motion) if files is not None else None
+    if motion is not None:
+        return dataclasses.replace(track, motion=motion)
+    frames = timings.iterate("decode", clip.video.frames(stop=len(track.boxes)))
+    bar = tqdm(frames, total=len(track.boxes), desc="head", unit="frame", disable=None)
+    track = with_motion(track, bar, timings.measure("motion")(head_motion))
+    if files is not None and track.motion is not None:
+        save_array(files.motion, track.motion)
+    return track
 
 
 @dataclass(frozen=True)
 class WorkFiles:
-    """A file for the video's faces, a folder for the job's samples; each is named by all that it depends on."""
+    """Files for the video's faces and the head's movement, a folder for the job's samples; each is named by all that
+    it depends on."""
 
     faces: Path
+    motion: Path
     samples: Path
 
 
@@ -353,17 +390,19 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
         "options": options.affecting("faces"),
         "detector": tools.face_key,
     }
-    samples = {
-        **faces,
-        "audio": file_digest(job.audio_path),
-        "sampling": options.affecting("sampling"),
-        "sampler": tools.sampler_key,
-    }
-    # boxes, and so samples, are the same with landmarks and without
-    if options.landmark_mask and options.face_detector != "dlib" and tools.detector is not None:
+    motion = {**faces, "audio": file_digest(job.audio_path), "sampling": options.affecting("sampling")}
+    samples = {**motion, "sampler": tools.sampler_key}
+    # boxes, and so samples, are the same with landmarks and without, but where they are drawn by them
+    if options.finds_landmarks and options.face_detector != "dlib" and tools.detector is not None:
         faces["detector"] = tools.detector.fingerprint(with_landmarks=True)
+        if options.samples_by_landmarks:
+            samples["detector"] = faces["detector"]
     work_dir = Path(str(options.work_dir))
-    return WorkFiles(work_dir / f"faces-{content_key(faces)}.npz", work_dir / f"samples-{content_key(samples)}")
+    return WorkFiles(
+        work_dir / f"faces-{content_key(faces)}.npz",
+        work_dir / f"motion-{content_key(motion)}.npy",
+        work_dir / f"samples-{content_key(samples)}",
+    )
 
 
 def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> int:

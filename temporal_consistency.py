@@ -1,21 +1,32 @@
-"""How steady a result is over time, compared with the video it was made from.
+"""Smoothing that takes flicker out of generated crops, and how steady a result is compared with the video it is from.
 
 `FlickerMeter` sees brightness and texture that come and go from frame to frame, `WarpErrorMeter` what optical flow does
 not explain. Both are fed frame by frame and hold at most five frames, shrunk so that the face is FACE_SIDE px or less.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.streams import Box, Item
+from guided_diffusion.gaussian_diffusion import GaussianDiffusion, X0Fn
+from guided_diffusion.sampling import SampleBatch
+from guided_diffusion.streams import Box, Face, Item, Stage, in_windows
 from guided_diffusion.tfg_data_util import inside_frame
 
+# -------------------------------------------------------------------------------------------------- head movement
+
 FACE_SIDE = 256
-"""px, the longest side of a box that the meters look at; larger frames are shrunk, by one factor per shot."""
+"""px, the longest side of a box that is looked at; larger frames are shrunk, for the meters by one factor per shot."""
 
 MAX_POINTS = 200
 MIN_SPACING = 7  # px between corners; closer, the tracker's 21 px windows share so much that noise moves as one
@@ -35,7 +46,8 @@ def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarr
     """The head's movement between two frames, seen on the upper face: the mouth below moves to its own words.
 
     Corners in the upper half of the box (Shi & Tomasi 1994), tracked there and back (pyramidal Lucas-Kanade, Bouguet
-    2001; forward-backward error, Kalal 2010), then a similarity fitted with RANSAC.
+    2001; forward-backward error, Kalal 2010), then a similarity fitted with RANSAC. Faces larger than FACE_SIDE are
+    looked at that small.
 
     :param previous: RGB uint8 [H, W, 3].
     :param current: the next frame, RGB uint8 [H, W, 3].
@@ -56,6 +68,12 @@ def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarr
     before, after = (cv2.cvtColor(frame[around], cv2.COLOR_RGB2GRAY) for frame in (previous, current))
     upper = np.zeros_like(before)
     upper[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = 255
+    scale = min(1, FACE_SIDE / max(height, width))
+    if scale < 1:  # the px below are meant for faces of that size; and it is faster
+        before, after, upper = (
+            cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            for picture in (before, after, upper)
+        )
     corners = cv2.goodFeaturesToTrack(before, MAX_POINTS, qualityLevel=0.01, minDistance=MIN_SPACING, mask=upper)
     if corners is None:
         return None
@@ -66,12 +84,282 @@ def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarr
     kept = ((found == 1) & (found_again == 1) & (round_trip < MAX_ROUND_TRIP)).ravel()
     if kept.sum() < MIN_POINTS:
         return None
-    start, end = (points[kept].reshape(-1, 2) + np.array([left, top], dtype=np.float32) for points in (corners, moved))
+    start, end = (points[kept].reshape(-1, 2) for points in (corners, moved))
     motion, inliers = cv2.estimateAffinePartial2D(start, end, method=cv2.RANSAC, ransacReprojThreshold=RANSAC_THRESHOLD)
     if motion is None or inliers.mean() < MIN_INLIERS:
         return None
     residual = np.linalg.norm(start @ motion[:, :2].T + motion[:, 2] - end, axis=1)
-    return motion.astype(np.float32) if np.median(residual) < MAX_MEDIAN_RESIDUAL else None
+    if np.median(residual) >= MAX_MEDIAN_RESIDUAL:
+        return None
+    # pixel (x, y) of the frame is (x + 0.5 - left) * scale - 0.5 of the picture
+    to_picture = np.array([[scale, 0, scale * (0.5 - left) - 0.5], [0, scale, scale * (0.5 - top) - 0.5], [0, 0, 1]])
+    in_frame = np.linalg.inv(to_picture) @ np.vstack([motion, [0, 0, 1]]) @ to_picture
+    return in_frame[:2].astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------ smoothing
+
+SMOOTHING_REACH = 2
+"""Frames on either side that smoothing looks at."""
+
+CHANGE = 10 / 255
+"""Of full scale: where a neighbourhood has changed by this much, a neighbour's weight is 1/e of its full one."""
+
+NEIGHBOURHOOD = 0.02
+"""Of the crop's width: the standard deviation of the Gaussian over which a change is averaged."""
+
+GAIN_CHANGE = 0.1
+"""The same for the brightness of the whole, as the logarithm of a ratio: a light that is turned on is no flicker."""
+
+DARKEST = 0.02  # of full scale: below it ratios are noise
+
+
+class TemporalSmoother:
+    """Smooths frames as they come, each towards what it made of the last one.
+
+    `smoothing_stage` follows the head and looks forward too, so that nothing lags; this is for frames that do not move,
+    without a look ahead. The arithmetic is the same.
+
+    :param smoothing_factor: 0 (nothing changes) to below 1, the share of the last frame where nothing moves.
+    """
+
+    def __init__(self, smoothing_factor: float) -> None:
+        self.smoothing_factor = smoothing_factor
+        self._last: np.ndarray | None = None
+
+    def smooth_transition(self, current_frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The next frame, smoothed.
+
+        :param current_frame: RGB float32 [h, w, 3] in [0, 1]; one of another size than the last begins anew.
+        :param mask: float32 [h, w] in [0, 1], how much of the frame may change.
+        :return: the same shape, dtype and range.
+        """
+        if self._last is None or self._last.shape != current_frame.shape:
+            self._last = current_frame
+        else:
+            weight = self.smoothing_factor / (1 - self.smoothing_factor)
+            everywhere = np.ones(current_frame.shape[:2], bool)
+            smoothed = _smoothed(current_frame, [_Neighbour(self._last, everywhere, weight)])
+            self._last = current_frame + mask[..., None] * (smoothed - current_frame)
+        return self._last
+
+
+def smoothing_stage(smoothing_factor: float, face_hide_percentage: float) -> Stage:
+    """Takes flicker out of the generated parts of crops: see `smooth`."""
+    return in_windows(
+        partial(smooth, smoothing_factor=smoothing_factor, face_hide_percentage=face_hide_percentage), SMOOTHING_REACH
+    )
+
+
+def smooth(window: Sequence[Item], place: int, smoothing_factor: float, face_hide_percentage: float) -> Item:
+    """For `in_windows`: the item with its crop's generated part smoothed over time, the rest as it is.
+
+    The neighbours are moved as the head moves, and count for smoothing_factor^|distance in frames|: what a recursive
+    smoother does forwards and then backwards, without its lag. The window ends where the head's movement is unknown.
+    """
+    item = window[place]
+    assert item.crop is not None
+    top = int(item.crop.shape[0] * (1 - face_hide_percentage))
+    neighbours = list(_neighbours(window, place, top, smoothing_factor))
+    if not neighbours:
+        return item
+    crop = item.crop.copy()
+    crop[top:] = _smoothed(crop[top:], neighbours)
+    return replace(item, crop=crop)
+
+
+class _Neighbour(NamedTuple):
+    """A picture that another one is smoothed towards."""
+
+    picture: np.ndarray
+    """RGB float32 [h, w, 3] in [0, 1], of the other's size."""
+    is_shown: np.ndarray
+    """bool [h, w], where it shows anything."""
+    weight: float
+    """The other's own is 1."""
+
+
+def _neighbours(window: Sequence[Item], place: int, top: int, smoothing_factor: float) -> Iterator[_Neighbour]:
+    """Rows `top` and below of the neighbours' crops, as the head at `place` shows them."""
+    item = window[place]
+    assert item.crop is not None
+    height, width = item.crop[top:].shape[:2]
+    to_frame = _crop_to_frame(item, top)
+    for step in (-1, 1):
+        motion = np.eye(3)
+        last = place
+        while 0 <= (at := last + step) < len(window):
+            face = window[max(last, at)].face
+            if face is None or face.motion is None:
+                break
+            link = np.vstack([face.motion, [0, 0, 1]])
+            motion = (link if step > 0 else np.linalg.inv(link)) @ motion
+            to_neighbour = (np.linalg.inv(_crop_to_frame(window[at], top)) @ motion @ to_frame)[:2]
+            crop = window[at].crop
+            assert crop is not None
+            seen = crop[top:]
+            picture = cv2.warpAffine(
+                seen, to_neighbour, (width, height), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )  # fmt: skip
+            is_shown = cv2.warpAffine(
+                np.ones(seen.shape[:2], np.uint8), to_neighbour, (width, height),
+                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+            )  # fmt: skip
+            yield _Neighbour(picture, is_shown > 0, smoothing_factor ** abs(at - place))
+            last = at
+
+
+def _crop_to_frame(item: Item, top: int) -> np.ndarray:
+    """float64 [3, 3], from pixels (x, y) of a crop's rows `top` and below to the frame's, as the paste enlarges it."""
+    assert item.face is not None
+    assert item.crop is not None
+    y1, y2, x1, x2 = item.face.box
+    x_scale, y_scale = (x2 - x1) / item.crop.shape[1], (y2 - y1) / item.crop.shape[0]
+    return np.array([[x_scale, 0, x1 + (x_scale - 1) / 2], [0, y_scale, y1 + y_scale * (top + 0.5) - 0.5], [0, 0, 1]])
+
+
+def _smoothed(current: np.ndarray, neighbours: Sequence[_Neighbour]) -> np.ndarray:
+    """The weighted mean of a picture and its neighbours in time, of each only where it has hardly changed.
+
+    Brightness and texture go apart. A neighbour's gain, the median ratio of its luma to the picture's, is taken out of
+    it first, and the mean gain (of those near 1: GAIN_CHANGE) is given back to the whole. A pixel of a neighbour then
+    counts for exp(-(change / CHANGE)^2), the robust weight of Perona & Malik (1990), of the rms change around it:
+    flicker goes, movement stays.
+
+    :param current: RGB float32 [h, w, 3] in [0, 1].
+    :return: the same shape, dtype and range.
+    """
+    luma = cv2.cvtColor(current, cv2.COLOR_RGB2GRAY)
+    log_luma = np.log(np.maximum(luma, DARKEST))
+    sigma = NEIGHBOURHOOD * current.shape[1]
+    total = np.ones_like(luma)
+    towards = np.zeros_like(current)
+    log_gain, weights = 0.0, 1.0
+    for picture, is_shown, weight in neighbours:
+        if not is_shown.any():
+            continue
+        its_luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        log_ratio = float(np.median((np.log(np.maximum(its_luma, DARKEST)) - log_luma)[is_shown]))
+        its_share = weight * np.exp(-((log_ratio / GAIN_CHANGE) ** 2))
+        log_gain += its_share * log_ratio
+        weights += its_share
+        scale = np.float32(np.exp(-log_ratio))
+        difference = scale * picture - current
+        change = cv2.GaussianBlur(cv2.cvtColor(difference**2, cv2.COLOR_RGB2GRAY), (0, 0), sigma)
+        share = weight * np.exp(-change / CHANGE**2) * is_shown
+        total += share
+        towards += share[..., None] * difference
+    smoothed = (current + towards / total[..., None]) * np.float32(np.exp(log_gain / weights))
+    return np.clip(smoothed, 0, 1, out=smoothed)
+
+
+# ------------------------------------------------------------------------------------------- guidance by the flow
+
+GUIDED_STEPS = 1
+"""Steps that are guided, and so the frames of context that a batch needs."""
+
+DISAGREEMENT = 0.047
+"""Of colours in [-1, 1], 6 levels: where the texture differs by this much, its share is 1/e of the full one."""
+
+MOUTH_REGION = np.array([(0.25, 0.62), (0.75, 0.62), (0.75, 0.92), (0.25, 0.92)])
+"""Corners (x, y), in a box of 1 x 1, of where lips may be that nobody has looked for."""
+
+ALL = 0.999  # of what is interpolated between ones
+OUTSIDE = np.array([(0, 0, 2), (0, 0, 2)], dtype=np.float32)  # of every crop
+
+
+def guided_steps(diffusion: GaussianDiffusion) -> range:
+    """The steps at which `flow_guide` acts, counted from 0: the last GUIDED_STEPS.
+
+    What is done earlier, the network takes back: where brightness flickered 1.31 times as much as in the source, it
+    does so 0.95 times after guidance at the last of 10 steps, 1.31 at the one before, 1.42 at the one before that
+    (docs/benchmarks.md).
+    """
+    return range(max(0, diffusion.num_timesteps - GUIDED_STEPS), diffusion.num_timesteps)
+
+
+def flow_guide(batch: SampleBatch, image: Tensor, mask: Tensor, steps: Container[int], weight: float) -> X0Fn:
+    """A `sampling.Guide`: at some steps each face's skin is drawn to what the frame before shows of it.
+
+    The x_0 of the row before is warped by the head's movement (`Face.motion`) from its crop to the row's. It is taken
+    as the network predicted it, not as it was drawn to its own predecessor: blur does not pile up, and with G steps a
+    row depends on no more than G rows before (METHODS: Temporal consistency). Of the difference to it over the skin,
+
+    - the mean, in each colour, less that of the known part in the source: flicker of the brightness, where the light
+      stays. The share `weight` of it is taken from all that is generated, which ghosts nothing.
+    - the rest d: flicker of the texture, where it is small. The share weight * exp(-(d / DISAGREEMENT)^2), d in the
+      mean of the colours, is taken from the skin; what moves stays as it is.
+
+    Skin is what is generated in both frames, without the surroundings of the lips in either. Where the movement is
+    unknown, as at cuts and gaps, nothing changes.
+
+    :param image: the source's crops, [N x 3 x h x w] in [-1, 1].
+    :param mask: [N x 1 x h x w], 1 where the faces are generated.
+    :param steps: counted from 0.
+    :param weight: 0 to 1.
+    """
+    n, _, height, width = mask.shape
+    warps = [OUTSIDE, *(_crop_warp(before, face) for before, face in pairwise(batch.faces))]
+    grid = affine_grid(torch.from_numpy(np.stack(warps)).to(mask), [n, 3, height, width], align_corners=False)
+
+    def row_before(x: Tensor) -> Tensor:
+        return grid_sample(x.roll(1, 0), grid, align_corners=False)  # 0 beyond its crop
+
+    def in_both(region: Tensor) -> Tensor:
+        return region * (row_before(region) > ALL)
+
+    mouths = np.stack([_mouth(face, height, width) for face in batch.faces])
+    skin = in_both(mask * ~torch.from_numpy(mouths[:, None]).to(mask.device))
+    light = _mean(row_before(image) - image, in_both(1 - mask))
+    followed = mask * skin.amax(dim=(2, 3), keepdim=True)
+
+    def x0_fn(step: int, x_0: Tensor) -> Tensor:
+        if step not in steps:
+            return x_0
+        difference = row_before(x_0) - x_0
+        brightness = _mean(difference, skin)
+        texture = difference - brightness
+        is_same = torch.exp(-((texture.mean(dim=1, keepdim=True) / DISAGREEMENT) ** 2))
+        return x_0 + weight * (followed * (brightness - light) + skin * is_same * texture)
+
+    return x0_fn
+
+
+def _mean(x: Tensor, where: Tensor) -> Tensor:
+    """[N x C x 1 x 1], over the pixels `where` [N x 1 x h x w] is 1; 0 without any."""
+    return (x * where).sum(dim=(2, 3), keepdim=True) / where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+
+
+def _crop_warp(before: Face, face: Face) -> np.ndarray:
+    """float32 [2, 3] of `affine_grid`: from places (x, y) in a face's crop to the same skin in the crop before, -1 to 1
+    from edge to edge in both; OUTSIDE where the movement is unknown."""
+    if face.motion is None:
+        return OUTSIDE
+    to_before = np.linalg.inv(np.vstack([face.motion, [0, 0, 1]]))
+    warp = np.linalg.inv(_from_edges(before.box)) @ to_before @ _from_edges(face.box)
+    return warp[:2].astype(np.float32)
+
+
+def _from_edges(box: Box) -> np.ndarray:
+    """float64 [3, 3], from (x, y) in a crop, -1 to 1 from edge to edge, to frame pixels, whole at their centres."""
+    y1, y2, x1, x2 = box
+    return np.array(
+        [[(x2 - x1) / 2, 0, (x1 + x2 - 1) / 2], [0, (y2 - y1) / 2, (y1 + y2 - 1) / 2], [0, 0, 1]], dtype=np.float64
+    )
+
+
+def _mouth(face: Face, height: int, width: int) -> np.ndarray:
+    """bool [height, width], of a crop of this size: around the lips, or where they may be without landmarks."""
+    y1, y2, x1, x2 = face.box
+    if face.landmarks is None:
+        lips = MOUTH_REGION * (width, height)
+    else:
+        lips = (face.landmarks[48:68] - (x1, y1)) * (width / (x2 - x1), height / (y2 - y1))
+    return _near_lips(np.rint(lips).astype(np.int32), height, width)
+
+
+# ------------------------------------------------------------------------------------------------------- measures
 
 
 @dataclass(frozen=True)
@@ -278,15 +566,19 @@ def _measure_flicker(window: list[_Tracked], lips: np.ndarray) -> np.ndarray:
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderValue=(np.nan, np.nan),  # pixels that one of the frames does not show drop out
         )
-    mouth = np.zeros((height, width), dtype=np.uint8)
-    cv2.fillConvexPoly(mouth, cv2.convexHull(lips - np.array([x1, y1], dtype=np.int32)), 1)
-    reach = round(LIP_MARGIN * height)
-    near_lips = cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
-    usable = ~np.isnan(second).any(axis=2) & ~near_lips
+    usable = ~np.isnan(second).any(axis=2) & ~_near_lips(lips - np.array([x1, y1], dtype=np.int32), height, width)
     usable[: height // 2] = False
     if not usable.any():
         return np.full((2, 2), np.nan)
     return np.stack([second[usable].mean(axis=0), second[usable].std(axis=0)], axis=1)
+
+
+def _near_lips(lips: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [height, width]: the hull of lips int32 [20, 2] and LIP_MARGIN around it."""
+    mouth = np.zeros((height, width), dtype=np.uint8)
+    cv2.fillConvexPoly(mouth, cv2.convexHull(lips), 1)
+    reach = round(LIP_MARGIN * height)
+    return cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
 
 
 def _follow(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:

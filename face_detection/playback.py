@@ -53,8 +53,10 @@ class Playback:
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """Output frames [start, stop), those that have the face with it."""
         starts = set(self.shot_starts)
+        last = self.source(start - 1) if start > 0 else None
         for index, (source, frame) in zip(range(start, stop), self._frames(start, stop), strict=True):
-            yield Item(frame, self.track.face(source, index, index in starts))
+            yield Item(frame, self.track.face(source, index, index in starts, last))
+            last = source
 
     def reference(self, kind: str, seed: int | None) -> np.ndarray | None:
         """The one reference crop of all frames, uint8 [h, w, 3], or None when each frame is its own.
@@ -75,7 +77,7 @@ class Playback:
     def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         if not self.is_frozen:
             return ordered_frames(self.video, self.n_source, stop, self.order, start=start)
-        source = self._with_face(0)
+        source = self.source(start)
         frame = self._source_frame(source)
         return ((source, frame) for _ in range(start, stop))
 

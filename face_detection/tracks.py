@@ -32,6 +32,13 @@ MOUTH_HEIGHT = 0.75
 VOXCELEB2_SIZE = 224
 """px, the sides of the frames that `voxceleb2_box` is for."""
 
+JUMP = 0.05
+"""Landmarks of brows, nose and eyes jump when they are further, of the brows' width and on average, from where they are
+in most frames around, with the head held still."""
+
+JUMP_REACH = 3  # frames on either side: up to three wrong ones in a row are outvoted
+RIGID = slice(17, 48)  # landmarks that move with the head: brows, nose, eyes
+
 Pads = tuple[int, int, int, int]
 Detect = Callable[[Sequence[np.ndarray]], list[list[Detection]]]
 
@@ -223,23 +230,44 @@ class FaceTrack:
     """float32 [F, 2, 3], the head's movement, from pixels (x, y) of the frame before to this one's; NaN where unknown.
     None when it was not asked for: `with_motion`."""
 
-    def face(self, source: int, index: int, is_cut: bool) -> Face | None:
-        """The face in a source frame, shown as output frame `index`, with which a shot may begin."""
+    def face(self, source: int, index: int, is_cut: bool, last: int | None = None) -> Face | None:
+        """The face in a source frame, shown as output frame `index`, with which a shot may begin.
+
+        :param last: the source frame that was shown before; None for the first one.
+        """
         if not self.has_face[source]:
             return None
         y1, y2, x1, x2 = (int(v) for v in self.boxes[source])
         landmarks = None if self.landmarks is None else self.landmarks[source]
-        motion = None if self.motion is None or np.isnan(self.motion[source]).any() else self.motion[source]
+        motion = None if last is None or is_cut else self.motion_between(last, source)
         return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion)
+
+    @property
+    def goes_on(self) -> np.ndarray:
+        """bool [F], True where the frame before shows the face too, in the same shot."""
+        return self.has_face & np.concatenate([[False], self.has_face[:-1]]) & ~self.is_cut
+
+    def motion_between(self, before: int, after: int) -> np.ndarray | None:
+        """The head's movement float32 [2, 3] from one source frame to the same or a neighbour; None where unknown."""
+        if self.motion is None or abs(after - before) > 1:
+            return None
+        if before == after:
+            return np.eye(2, 3, dtype=np.float32)
+        motion = self.motion[max(before, after)]
+        if np.isnan(motion).any():
+            return None
+        return motion if before < after else cv2.invertAffineTransform(motion)
 
     def summary(self) -> str:
         """One line for the report: "125 frames: 120 detected, 5 interpolated, 0 without a face, 1 cut".
 
-        Frames with the mouth outside and frames with others only are named apart, where there are any.
+        Frames with the mouth outside, frames with others only and, where it was asked for, frames in which the head's
+        movement could not be told are named apart, where there are any.
         """
         frames, faces = len(self.has_face), int(self.has_face.sum())
         interpolated, cuts = int(self.is_interpolated.sum()), int(self.is_cut.sum())
         outside, others = (0 if flags is None else int(flags.sum()) for flags in (self.mouth_outside, self.others_only))
+        lost = 0 if self.motion is None else int((self.goes_on & np.isnan(self.motion).any(axis=(1, 2))).sum())
         parts = [
             f"{faces - interpolated} detected",
             f"{interpolated} interpolated",
@@ -247,6 +275,7 @@ class FaceTrack:
             *([f"{outside} with the mouth outside the frame"] if outside else []),
             *([f"{others} with other people only"] if others else []),
             _count(cuts, "cut"),
+            *([f"head not followed in {_count(lost, 'frame')}"] if lost else []),
         ]
         return f"{_count(frames, 'frame')}: {', '.join(parts)}"
 
@@ -284,6 +313,7 @@ def build_track(
     smooth_window: int = 5,
     identify: Identify | None = None,
     detection_size: int | None = None,
+    motion: np.ndarray | None = None,
 ) -> FaceTrack:
     """Follows one person through the first frames of a video.
 
@@ -313,6 +343,8 @@ def build_track(
     :param identify: tells what a face looks like.
     :param detection_size: the long side at which faces were searched, for the advice when there are none; None when the
         user cannot choose it.
+    :param motion: of a track made without it (`with_motion`): the face then goes the head's way across gaps, not a
+        straight line, and across frames whose landmarks jump (see JUMP).
     :raises InputError: no face in the whole video, or none with its mouth in the frame; face_index out of range in its
         first frame with faces. And what `identify` raises.
     """
@@ -326,11 +358,17 @@ def build_track(
 
     corners, landmarks = _arrays(followed)
     between = _short_gaps(detected, cuts)
-    _interpolate(corners, detected, between)
-    if landmarks is not None:
-        _interpolate(landmarks, detected, between)
-
     shown = detected | between
+    trusted, filled = detected, np.zeros_like(detected)
+    if motion is not None:
+        if landmarks is not None:
+            trusted = detected & ~_jumps(landmarks, shown, cuts, motion)
+        filled = _carry(corners, landmarks, trusted, shown, cuts, motion)
+    straight = shown & ~trusted & ~filled
+    _interpolate(corners, trusted, straight)
+    if landmarks is not None:
+        _interpolate(landmarks, trusted, straight)
+
     # by the box, also where there are landmarks: a lip mask, which asks for them, must not change who has a face
     has_face = shown & _is_inside(mouth_places(corners[:, [1, 3, 0, 2]]), faces.size)
     if not has_face.any():
@@ -355,6 +393,7 @@ def build_track(
         is_cut=cuts,
         mouth_outside=shown & ~has_face,
         others_only=np.array([bool(seen) for seen in usable]) & ~shown,
+        motion=motion,
     )
 
 
@@ -391,7 +430,7 @@ def with_motion(track: FaceTrack, frames: Iterable[np.ndarray], head_motion: Hea
     """
     motion = np.full((len(track.boxes), 2, 3), np.nan, dtype=np.float32)
     for index, (before, frame) in enumerate(pairwise(islice(frames, len(motion))), 1):
-        if track.has_face[index - 1] and track.has_face[index] and not track.is_cut[index]:
+        if track.goes_on[index]:
             found = head_motion(before, frame, visible_box(track.boxes[index - 1], before.shape[:2]))
             if found is not None:
                 motion[index] = found
@@ -667,6 +706,74 @@ def _interpolate(values: np.ndarray, detected: np.ndarray, wanted: np.ndarray) -
     columns = values.reshape(len(values), -1)  # a view
     for column in columns.T:
         column[wanted] = np.interp(frames[wanted], frames[detected], column[detected])
+
+
+def _carry(
+    corners: np.ndarray,
+    landmarks: np.ndarray | None,
+    trusted: np.ndarray,
+    shown: np.ndarray,
+    is_cut: np.ndarray,
+    motion: np.ndarray,
+) -> np.ndarray:
+    """Fills the rows that are shown but not trusted from the trusted ones around them, in place: with the head held
+    still it is linear interpolation, at the ends the nearest row's values. So the head's movement gives the way, and
+    what its errors add up to ends at the next trusted row.
+
+    :return: bool [F], the rows that were filled: the movement is known from a trusted row on.
+    """
+    filled = np.zeros_like(trusted)
+    for run in _runs(shown, is_cut | _is_unknown(motion)):
+        known = trusted[run]
+        wanted = [frame for frame in run if not trusted[frame]]
+        if not known.any() or not wanted:
+            continue
+        poses = _poses(motion[run])
+        scales = np.sqrt(np.linalg.det(poses[:, :, :2]))[:, None]
+        centres, sizes = (corners[run, :2] + corners[run, 2:]) / 2, (corners[run, 2:] - corners[run, :2]) / scales
+        points = centres[:, None] if landmarks is None else np.concatenate([centres[:, None], landmarks[run]], axis=1)
+        points = _in_head(points, poses)
+        _interpolate(points, known, ~known)
+        _interpolate(sizes, known, ~known)
+        points = points @ poses[:, :, :2].transpose(0, 2, 1) + poses[:, None, :, 2]
+        corners[wanted] = np.hstack([points[:, 0] - sizes * scales / 2, points[:, 0] + sizes * scales / 2])[~known]
+        if landmarks is not None:
+            landmarks[wanted] = points[~known, 1:]
+        filled[wanted] = True
+    return filled
+
+
+def _jumps(landmarks: np.ndarray, shown: np.ndarray, is_cut: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """bool [F]: the frames whose landmarks jump, see JUMP."""
+    jumps = np.zeros_like(shown)
+    for run in _runs(shown, is_cut | _is_unknown(motion)):
+        points = _in_head(landmarks[run, RIGID], _poses(motion[run]))
+        found = ~np.isnan(points).any(axis=(1, 2))
+        for position in np.flatnonzero(found):
+            around = slice(max(0, position - JUMP_REACH), position + JUMP_REACH + 1)
+            usual = np.median(points[around][found[around]], axis=0)
+            distance = np.linalg.norm(points[position] - usual, axis=1).mean()
+            jumps[run[position]] = distance > JUMP * np.ptp(usual[:, 0])
+    return jumps
+
+
+def _poses(motion: np.ndarray) -> np.ndarray:
+    """The head's way through frames in a row, from the first of them to each: float64 [n, 2, 3] from their motion."""
+    pose = np.eye(3)
+    poses = [pose]
+    for step in motion[1:]:
+        pose = np.vstack([step, [0, 0, 1]]) @ pose
+        poses.append(pose)
+    return np.stack(poses)[:, :2]
+
+
+def _in_head(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Points [n, P, 2] of frames in a row where they are with the head held as in the first of them."""
+    return (points - poses[:, None, :, 2]) @ np.linalg.inv(poses[:, :, :2]).transpose(0, 2, 1)
+
+
+def _is_unknown(motion: np.ndarray) -> np.ndarray:
+    return np.asarray(np.isnan(motion).any(axis=(1, 2)))
 
 
 def mouth_places(boxes: np.ndarray) -> np.ndarray:

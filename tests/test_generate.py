@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -37,7 +37,7 @@ from guided_diffusion.logger import Timings
 from guided_diffusion.options import Options, create_argparser, parse_options
 from guided_diffusion.sampling import Crops, DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
-from guided_diffusion.streams import Face, Item, Stages, per_face
+from guided_diffusion.streams import Box, Face, Item, Stages, per_face
 from guided_diffusion.video_util import open_video, source_index
 from post_processing import paste_stage
 from super_resolution import LipSuperResolver
@@ -244,6 +244,7 @@ def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
     loop = loop.changed(landmarks=landmarks)
     for flags, left, right, top in (
         ({"blur_kernel_size": 10}, 0, 1, 0.5),
+        ({"blur_kernel_size": 10, "temporal_smoothing": 0.5, "sharpening_strength": 0.5}, 0, 1, 0.5),
         ({"landmark_mask": True}, 0.28, 0.72, 0.6),
         ({"landmark_mask": True, "blur_kernel_size": 10, "adaptive_mask": True}, 0.26, 0.74, 0.58),
     ):
@@ -360,6 +361,9 @@ def test_booleans(text: str) -> None:
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),
         (["--landmark_mask", "True"], "give --is_voxceleb2 False"),
         (["--adaptive_mask", "True"], "give --landmark_mask True"),
+        (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or dpmpp_2m"),
+        (["--flow_guidance", "1.5"], "from 0 to 1"),
+        (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
@@ -586,6 +590,21 @@ def test_stored_samples_are_composited_again(
     assert speech.exists()
 
 
+def test_guidance_by_the_flow_knows_no_batches(job: list[str], tmp_path: Path) -> None:
+    """A head that moves by a pixel per frame: whatever the batches, and when one of them is made again."""
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), (0, 0), 2)
+    clip = write_video(tmp_path / "moving.mp4", np.stack([np.roll(picture, k, axis=1) for k in range(8)]))
+    job = [*job, "--video_path", str(clip)]
+    guided = [*job, "--flow_guidance", "1", "--work_dir", str(tmp_path / "work")]
+    batches_of_five = result_of(guided)
+    assert np.abs(result_of(job).astype(int) - batches_of_five).max() > 10
+    one_batch = result_of(guided, "--sampling_batch_size", "3").astype(int)
+    assert np.abs(one_batch - batches_of_five).max() <= 3
+    (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
+    lost.unlink()
+    np.testing.assert_array_equal(result_of(guided), batches_of_five)
+
+
 # Which part of a run each option changes first. Written out: read from the options it would agree with any of them.
 AFFECTS = {
     "faces": {
@@ -595,7 +614,8 @@ AFFECTS = {
         "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
-        "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0,
+        "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
+        "motion_tracking": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -604,7 +624,8 @@ AFFECTS = {
         "sample_partition": "part", "skip_existing": True, "face_det_batch_size": 8, "use_fp16": False, "device": "cpu",
         "engine": "openvino", "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
-        "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True, "sr_model": "f", "sr_strength": 0.5,
+        "temporal_smoothing": 0.5, "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True,
+        "sr_model": "f", "sr_strength": 0.5,
     },
 }  # fmt: skip
 
@@ -626,9 +647,9 @@ def keyed(video: Path, speech: Path, tmp_path: Path) -> tuple[Job, Options, Tool
     return job, options, Tools(ModelConfig(), black, 10, Fingerprint(), {"weights": "1"}, {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
 
 
-def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str]:
+def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str, str]:
     files = work_files(job, options, tools)
-    return files.faces.name, files.samples.name
+    return files.faces.name, files.motion.name, files.samples.name
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Options)])
@@ -638,33 +659,50 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     changed = copy(options)
     object.__setattr__(changed, name, AFFECTS[part][name])  # one alone, whatever the rules between options
     assert getattr(options, name) != getattr(changed, name)
-    (faces, samples), (new_faces, new_samples) = keys(job, options, tools), keys(job, changed, tools)
-    # landmarks are stored with the faces of other detectors than dlib; the samples do not depend on them
-    assert (new_faces != faces) == (part == "faces" or name == "landmark_mask")
+    faces, motion, samples = keys(job, options, tools)
+    new_faces, new_motion, new_samples = keys(job, changed, tools)
+    # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
+    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
+    assert (new_motion != motion) == (new_samples != samples)
+
+
+@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
+    class OtherLandmarks(Fingerprint):
+        def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
+            return {"weights": "1", "landmarks": "other" if with_landmarks else "False"}
+
+    job, options, tools = keyed
+    object.__setattr__(options, name, True)
+    (faces, _, samples), (new_faces, _, new_samples) = (
+        keys(job, options, replace(tools, detector=detector)) for detector in (Fingerprint(), OtherLandmarks())
+    )
+    assert new_faces != faces
+    assert (new_samples != samples) == (name != "landmark_mask")
 
 
 def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the digest of the sound or of the checkpoint out of the key, old samples came back with new inputs."""
     job, options, tools = keyed
-    faces, samples = keys(job, options, tools)
-    assert keys(job, options, tools) == (faces, samples)
+    before = keys(job, options, tools)
+    assert keys(job, options, tools) == before
     other_weights = replace(tools, sampler_key={"checkpoint": "2"})
-    assert keys(job, options, other_weights)[0] == faces
-    assert keys(job, options, other_weights)[1] != samples
-    other_detector = keys(job, options, replace(tools, face_key={"weights": "2"}))
-    assert other_detector[0] != faces
-    assert other_detector[1] != samples
+    assert differing(keys(job, options, other_weights), before) == [False, False, True]
+    other_detector = replace(tools, face_key={"weights": "2"})
+    assert differing(keys(job, options, other_detector), before) == [True, True, True]
     for path, same_faces in ((job.audio_path, True), (job.video_path, False)):
-        before = Path(path).read_bytes()
-        Path(path).write_bytes(before + b"x")
-        changed = keys(job, options, tools)
-        assert (changed[0] == faces) == same_faces
-        assert changed[1] != samples
-        Path(path).write_bytes(before)
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content + b"x")
+        assert differing(keys(job, options, tools), before) == [not same_faces, True, True]
+        Path(path).write_bytes(content)
     monkeypatch.setattr(generate, "versions", lambda: {"opencv-python": "0"})
-    assert keys(job, options, tools)[0] != faces
-    assert keys(job, options, tools)[1] != samples
+    assert differing(keys(job, options, tools), before) == [True, True, True]
+
+
+def differing(keys: Sequence[str], others: Sequence[str]) -> list[bool]:
+    return [key != other for key, other in zip(keys, others, strict=True)]
 
 
 def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
@@ -706,7 +744,7 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
     )
     detector = Detector([])
     tools = Tools(ModelConfig(), black, 10, detector, {}, {}, Ranks())  # type: ignore[arg-type]
-    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "samples")
+    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
     source = open_video(str(video))
     for n_windows, looked_at in ((5, 5), (4, 5), (9, 9), (30, 12), (40, 12)):
         clip = Clip(source, np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), n_windows)
@@ -717,6 +755,32 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
         np.testing.assert_allclose(track.landmarks[2:-2], 60.5)
     stored = VideoFaces.load(files.faces)
     assert {float(faces[0].landmarks[0, 0]) for faces in stored.faces} == {60.0, 61.0}  # type: ignore[index]
+
+
+def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(video_path="v", audio_path="a", model_path="m")
+    tools = Tools(ModelConfig(), black, None, {}, {}, Ranks())
+    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
+    clip = Clip(open_video(str(video)), np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), 9)
+    boxes = []
+
+    def move(before: np.ndarray, frame: np.ndarray, box: Box) -> np.ndarray:
+        assert frame.mean() > before.mean()  # the video grows brighter
+        boxes.append(box)
+        return np.array([[1, 0, len(boxes)], [0, 1, 0]])
+
+    monkeypatch.setattr(generate, "head_motion", move)
+    assert find_track(clip, options, tools, files, Ranks(), Timings()).motion is None
+    options = replace(options, temporal_smoothing=0.5)
+    for _ in range(2):  # the second time it is stored
+        track = find_track(clip, options, tools, files, Ranks(), Timings())
+        assert track.motion is not None
+        np.testing.assert_array_equal(track.motion[1:, 0, 2], range(1, 9))
+        assert boxes == [voxceleb2_box(224, 224)] * 8
+    find_track(clip, options, tools, None, Ranks(), Timings())
+    assert len(boxes) == 16
 
 
 def test_sound_that_is_cut_off_is_said(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

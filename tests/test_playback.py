@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from face_detection import playback
 from face_detection.playback import Playback
 from face_detection.tracks import fixed_track
 
@@ -50,25 +51,52 @@ def test_the_result_is_as_long_as_the_sound_only_where_the_source_can_be() -> No
 
 
 def test_the_reference_is_a_crop_of_a_frame_with_the_face() -> None:
-    playback = played(track={"has_face": np.arange(N) != 0})
-    assert playback.reference("gt", None) is None
-    first = playback.reference("first_frame", None)
+    with_gap = played(track={"has_face": np.arange(N) != 0})
+    assert with_gap.reference("gt", None) is None
+    first = with_gap.reference("first_frame", None)
     assert first is not None
     assert first.shape == (6, 4, 3)
     assert (first == 1).all()
-    levels = {int(crop[0, 0, 0]) for seed in range(30) if (crop := playback.reference("random", seed)) is not None}
+    levels = {int(crop[0, 0, 0]) for seed in range(30) if (crop := with_gap.reference("random", seed)) is not None}
     assert levels == {1, 2, 3, 4, 5}
 
 
 def test_motion_comes_with_the_face_where_it_is_known() -> None:
     motion = np.full((N, 2, 3), np.nan, np.float32)
     motion[3] = np.eye(2, 3)
-    track = played(track={"motion": motion}).track
-    before, known = (track.face(source, source, is_cut=False) for source in (2, 3))
-    assert before is not None
-    assert before.motion is None
-    assert known is not None
-    np.testing.assert_array_equal(known.motion, motion[3])
+    motions = [item.face.motion for item in played(track={"motion": motion}).items(2, 5) if item.face]
+    assert [motion is None for motion in motions] == [True, False, True]
+    np.testing.assert_array_equal(motions[1], motion[3])
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_motion_is_from_the_frame_shown_before(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played backwards it is the inverse; a still picture's face stays where it is; the jump of a loop is none."""
+    motion = np.full((N, 2, 3), np.nan, np.float32)
+    motion[1:] = np.array([[0.9, -0.1, 3], [0.1, 0.9, 0]])
+    motion[1:, 1, 2] = np.arange(1, N)
+    track = {"motion": motion}
+    shown = [*range(6), *range(4, -1, -1)]
+    forward_and_back = iter([(source, np.zeros((8, 8, 3), np.uint8)) for source in shown[start:]])
+    with monkeypatch.context() as patched:
+        patched.setattr(playback, "ordered_frames", lambda *_, **__: forward_and_back)
+        items = list(played(11, order="pingpong", track=track).items(start, 11))
+    for item, source in zip(items, shown[start:], strict=True):
+        assert item.face is not None
+        if item.face.index == 0:
+            assert item.face.motion is None
+        elif item.face.index <= 5:
+            np.testing.assert_array_equal(item.face.motion, motion[source])
+        else:
+            assert item.face.motion is not None
+            back_and_there = np.vstack([motion[source + 1], [0, 0, 1]]) @ np.vstack([item.face.motion, [0, 0, 1]])
+            np.testing.assert_allclose(back_and_there, np.eye(3), atol=1e-5)
+    picture = Playback(Frames(is_image=True), replace(fixed_track(1, (1, 7, 2, 6)), motion=motion[:1]), 11)
+    for still in (played(11, is_frozen=True, track=track), picture):
+        for item in list(still.items(max(start, 1), 11)):
+            np.testing.assert_array_equal(item.face.motion, np.eye(2, 3))  # type: ignore[union-attr]
+    looped = list(played(11, order="loop", track=track).items(0, 11))
+    assert [item.face.index for item in looped if item.face and item.face.motion is None] == [0, 6]
 
 
 @pytest.mark.parametrize(("order", "is_frozen"), [("loop", False), ("cut", True)])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_diffusion import sampling
+from guided_diffusion.gaussian_diffusion import X0Fn
 from guided_diffusion.sampling import (
     ByResolution,
     Crops,
@@ -22,6 +23,7 @@ from guided_diffusion.sampling import (
     Sampler,
     StoredSampler,
     determine_optimal_resolution,
+    first_frame,
     generate_crops,
     plan_batches,
     shot_resolutions,
@@ -30,6 +32,7 @@ from guided_diffusion.sampling import (
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.store import ChunkStore
 from guided_diffusion.streams import Face, Item
+from guided_diffusion.tfg_data_util import to_levels
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.sets(st.integers(1, 59), max_size=6))
@@ -224,14 +227,107 @@ def test_a_batch_goes_to_the_sampler_that_is_chosen_and_only_that_one_is_loaded(
 
     def load(size: int) -> Sampler:
         loaded.append(size)
-        return lambda batch: np.full((len(batch.crops), size, size, 3), batch.first, np.uint8)
+        return lambda batch: lambda: np.full((len(batch.crops), size, size, 3), batch.first, np.uint8)
 
     samplers = {size: when_used(lambda size=size: load(size)) for size in (4, 8, 16)}  # type: ignore[misc]
     sampler = ByResolution(lambda batch: samplers[4 if batch.first < 10 else 8])
     assert loaded == []
     for first, size in ((0, 4), (5, 4), (10, 8), (3, 4)):
-        assert sampler(batch_of(2, first)).shape == (2, size, size, 3)
+        assert sampler(batch_of(2, first))().shape == (2, size, size, 3)
     assert loaded == [4, 8]
+# ------------------------------------------------------------------------------------------------------- context
+
+
+STEPS = range(1, 3)  # guided, of four
+
+
+def drawn_to_the_row_before(batch: SampleBatch, _image: torch.Tensor, mask: torch.Tensor) -> X0Fn:
+    """Half of the row before, where the movement is known."""
+    known = torch.tensor([face.motion is not None for face in batch.faces])
+    share = 0.5 * mask * (known & (torch.arange(len(known)) > 0))[:, None, None, None]
+
+    def x0_fn(step: int, x_0: torch.Tensor) -> torch.Tensor:
+        return x_0 + share * (x_0.roll(1, 0) - x_0) if step in STEPS else x_0
+
+    return x0_fn
+
+
+def moving_items(faces: str) -> list[Item]:
+    """As `items_of`, but of noise. From letter to letter the movement is known, but for a "c", which begins a shot."""
+    rng = np.random.default_rng(0)
+    items = []
+    for k, letter in enumerate(faces):
+        is_known = k > 0 and letter == "a" and faces[k - 1] != "."
+        face = Face(k, (2, 72, 3, 68), motion=np.eye(2, 3, dtype=np.float32) if is_known else None)
+        items.append(Item(rng.integers(0, 256, (80, 80, 3), dtype=np.uint8), None if letter == "." else face))
+    return items
+
+
+def mel_of(frame: int) -> np.ndarray:
+    return np.random.default_rng(frame).uniform(-4, 4, (80, 16)).astype(np.float32)
+
+
+class QuickModel:
+    """Its x_0 depends on noise, reference and sound."""
+
+    def encode_audio(self, mels: torch.Tensor) -> torch.Tensor:
+        return mels.mean(dim=(1, 2))[:, None, None, None]
+
+    def denoise(self, x: torch.Tensor, _timesteps: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        return 0.3 * x + 0.5 * conditions["ref_img"] + conditions["audio_code"]
+
+
+@pytest.fixture(params=["ddim", "dpmpp_2m"])
+def guided(request: pytest.FixtureRequest, small_config: dict) -> DiffusionSampler:
+    config = model_config(small_config, "test")
+    diffusion = create_gaussian_diffusion(config, f"{'ddim' if request.param == 'ddim' else 'logsnr'}4")
+    device, model = torch.device("cpu"), QuickModel()
+    return DiffusionSampler(
+        model, diffusion, config, device, request.param, True, 7, 0.5, drawn_to_the_row_before,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+SHOT = "aaaaa.aaa"
+
+
+def crops_of(sampler: Sampler, batches: Sequence[range], context: int) -> np.ndarray:
+    """uint8 [N, h, w, 3], of the faces in these batches, which are all that is read of the video."""
+    items = moving_items(SHOT)
+    start = first_frame(batches, context)
+    made = list(generate_crops(iter(items[start : batches[-1].stop]), batches, sampler, mel_of, None, context))
+    assert [item.face.index for item in made if item.face] == [k for b in batches for k in b if SHOT[k] != "."]
+    return np.stack([to_levels(item.crop) for item in made if item.crop is not None])
+
+
+def largest(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b).max())
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_guides_across_frames_does_not_show_where_batches_begin(size: int, guided: DiffusionSampler) -> None:
+    """G guided steps reach back G frames; one frame of context less shows. Also where another rank begins."""
+    whole = crops_of(guided, [range(len(SHOT))], 0)
+    batches = plan_batches(len(SHOT), size, [])
+    assert largest(crops_of(guided, batches, len(STEPS)), whole) <= 1
+    assert largest(crops_of(guided, batches[1:], len(STEPS)), whole[size:]) <= 1
+    assert largest(crops_of(guided, batches, len(STEPS) - 1), whole) > 1
+    assert largest(crops_of(replace(guided, guide=None), batches, 0), whole) > 1
+
+
+def test_context_reaches_back_as_far_as_the_movement_is_known() -> None:
+    seen = {}
+
+    def note(batch: SampleBatch) -> Crops:
+        seen[batch.first] = [face.index for face in batch.faces], batch.context
+        return lambda: of_levels(batch)()[batch.context :]
+
+    items = moving_items("aaaa.aaaaaca")
+    made = list(generate_crops(iter(items), plan_batches(12, 2, [10]), note, mel_of, None, 3))
+    assert [item.frame for item in made] == [item.frame for item in items]
+    assert seen == {
+        0: ([0, 1], 0), 2: ([0, 1, 2, 3], 2), 4: ([5], 0),
+        6: ([5, 6, 7], 1), 8: ([5, 6, 7, 8, 9], 3), 10: ([10, 11], 0),
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- stored samples

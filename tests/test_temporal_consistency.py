@@ -1,18 +1,35 @@
 """Flicker, warp error and head motion on a textured picture that sways as a head does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.sampling import SampleBatch
+from guided_diffusion.script_util import create_gaussian_diffusion, model_config
 from guided_diffusion.streams import Box, Face, Item
-from guided_diffusion.tfg_data_util import inside_frame
-from temporal_consistency import FlickerMeter, FlickerScores, WarpError, WarpErrorMeter, _trusted, head_motion
+from guided_diffusion.tfg_data_util import inside_frame, to_float
+from post_processing import paste_stage
+from temporal_consistency import (
+    GUIDED_STEPS,
+    FlickerMeter,
+    FlickerScores,
+    TemporalSmoother,
+    WarpError,
+    WarpErrorMeter,
+    _trusted,
+    flow_guide,
+    guided_steps,
+    head_motion,
+    smoothing_stage,
+)
 
 SIZE = 160
 BOX = (30, 130, 30, 130)
@@ -349,3 +366,281 @@ def test_head_motion_says_none_when_it_cannot_know() -> None:
     for box in [(5, 5, 5, 5), (5, 6, 5, 6), (0, 4, 0, 4), (200, 220, 200, 220)]:
         assert head_motion(texture(), texture(), box) is None
     assert head_motion(texture(), texture()[:, :80], BOX) is None
+
+
+def test_head_motion_of_a_large_face_is_in_its_frames_pixels() -> None:
+    """It is looked at smaller than it is."""
+    picture = cv2.resize(texture(), (960, 960), interpolation=cv2.INTER_CUBIC)
+    expected = cv2.getRotationMatrix2D((480, 480), 2, 1.01)
+    expected[:, 2] += 14, -9
+    frame = cv2.warpAffine(picture, expected, (960, 960), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    motion = head_motion(picture, frame, (180, 780, 180, 780))
+    assert motion is not None
+    corners = np.array([[180, 180, 1], [779, 180, 1], [180, 479, 1], [779, 479, 1]]).T
+    np.testing.assert_allclose(motion @ corners, expected @ corners, atol=0.3)
+
+
+# --- smoothing
+
+CROP = 64
+HeadPath = Callable[[int], np.ndarray]
+
+
+def generated(path: HeadPath, n_frames: int = 16, change: Change = same) -> tuple[list[Item], list[Item]]:
+    """Frames of a head on its way with crops, of another size than their boxes: as they should be, and changed."""
+    rng = np.random.default_rng(3)
+    truth, result = [], []
+    for t in range(n_frames):
+        matrix = path(t)
+        frame = moved(texture(), matrix)
+        x, y = np.rint(matrix @ (80, 80, 1)).astype(int)
+        box = int(y) - 48, int(y) + 48 + t % 3, int(x) - 48 - t % 2, int(x) + 48  # which jitters
+        last = truth[-1] if truth else None
+        motion = head_motion(last.frame, frame, last.face.box) if last and last.face else None
+        landmarks = LANDMARKS + (matrix @ (80, 80, 1) - 80).astype(np.float32)
+        crop = cv2.resize(frame[box[0] : box[1], box[2] : box[3]], (CROP, CROP), interpolation=cv2.INTER_AREA)
+        face = Face(t, box, landmarks, t == 0, motion)
+        truth.append(Item(frame, face, to_float(crop)))
+        changed_crop = to_float(crop)
+        changed_crop[CROP // 2 :] = (change(crop[CROP // 2 :].astype(np.float32), rng) / 255).clip(0, 1)
+        result.append(Item(frame, face, changed_crop.astype(np.float32)))
+    assert all(item.face is not None and item.face.motion is not None for item in truth[1:])
+    return truth, result
+
+
+def slow(t: int) -> np.ndarray:
+    swing = np.sin(np.pi * t / 25)
+    return similarity(swing, 1, 2 * swing, swing)
+
+
+def fast(t: int) -> np.ndarray:
+    """8 px and 2 degrees a frame, to and fro."""
+    place = abs(t % 4 - 2) - 1
+    return similarity(2 * place, 1, 8 * place, 0)
+
+
+def jitter_and_noise(face: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return face * (1 + 0.02 * rng.normal()) + rng.normal(0, 4, (*face.shape[:2], 1))
+
+
+def smoothed(items: Sequence[Item], smoothing_factor: float = 0.5) -> list[Item]:
+    before = [item.crop.copy() for item in items if item.crop is not None]
+    result = list(smoothing_stage(smoothing_factor, 0.5)(iter(items)))
+    for item, new, crop in zip(items, result, before, strict=True):
+        assert item.crop is not None
+        assert new.crop is not None
+        assert (new.crop.dtype, new.crop.shape) == (np.float32, crop.shape)
+        np.testing.assert_array_equal(item.crop, crop)  # not modified
+        np.testing.assert_array_equal(new.crop[: CROP // 2], crop[: CROP // 2])  # nor what was not generated
+    return result
+
+
+def excess(truth: Sequence[Item], result: Sequence[Item]) -> np.ndarray:
+    """Flicker of brightness and texture beyond the truth's."""
+    meter = FlickerMeter()
+    for true, made in zip(paste_stage()(iter(truth)), paste_stage()(iter(result)), strict=True):
+        assert true.picture is not None
+        meter.update(replace(made, frame=true.picture))
+    scores = meter.scores()
+    return np.array([scores.brightness, scores.texture]) - 1
+
+
+def error(truth: Sequence[Item], result: Sequence[Item]) -> np.ndarray:
+    """In levels, [F, h, w, 3] of the crops' generated part."""
+    return np.stack([255 * (made.crop - true.crop)[CROP // 2 :] for true, made in zip(truth, result, strict=True)])
+
+
+@pytest.mark.parametrize("path", [slow, fast])
+def test_smoothing_removes_gain_jitter_and_noise(path: HeadPath) -> None:
+    """At least 60 % of the flicker, and the picture is nearer to the truth than without."""
+    truth, flickering = generated(path, change=jitter_and_noise)
+    steady = smoothed(flickering)
+    assert (excess(truth, steady) < 0.4 * excess(truth, flickering)).all()
+    before, after = error(truth, flickering), error(truth, steady)
+    assert after.mean(axis=(1, 2, 3)).std() < 0.5 * before.mean(axis=(1, 2, 3)).std()
+    assert (np.sqrt((after**2).mean(axis=(1, 2, 3))) < np.sqrt((before**2).mean(axis=(1, 2, 3))))[1:-1].all()
+
+
+def test_a_head_that_moves_fast_leaves_no_ghost() -> None:
+    """Of a true picture with a contrast of 20 levels; where neighbours are not aligned, the error is 10 times that."""
+    truth, _ = generated(fast)
+    assert np.sqrt((error(truth, smoothed(truth)) ** 2).mean()) < 1.5
+
+
+@pytest.mark.parametrize("gap", ["cut", "motion unknown", "without a crop", "frame missing"])
+def test_nothing_crosses_a_cut_or_an_unknown_movement(gap: str) -> None:
+    dark, bright = (np.full((CROP, CROP, 3), level, np.float32) for level in (0.4, 0.42))
+    frame = texture()
+    items = [Item(frame, Face(t, BOX, None, t == 0, np.eye(2, 3)), dark if t < 4 else bright) for t in range(8)]
+    there = items[4].face
+    assert there is not None
+    if gap == "without a crop":
+        items.insert(4, Item(frame))
+    elif gap == "frame missing":
+        items[4:] = [replace(item, face=replace(item.face, index=item.face.index + 1)) for item in items[4:]]
+    else:
+        items[4] = replace(items[4], face=replace(there, is_cut=gap == "cut", motion=None))
+    shown = [item.crop for item in smoothing_stage(0.5, 0.5)(iter(items)) if item.crop is not None]
+    for crop, level in zip(shown, [dark] * 4 + [bright] * 4, strict=True):
+        np.testing.assert_allclose(crop, level, atol=1e-6)
+
+
+def test_a_mouth_goes_on_moving() -> None:
+    """A dark gap that opens and closes at 5 Hz, in a face that flickers: 97 % of its movement, without a lag."""
+    _, items = generated(slow, 30, jitter_and_noise)
+    opening = 4 + 4 * np.sin(2 * np.pi * 5 * np.arange(30) / 25)
+    for item, gap in zip(items, opening, strict=True):
+        assert item.crop is not None
+        middle = (CROP // 2 * 16, 46 * 16)
+        cv2.ellipse(item.crop, middle, (10 * 16, round(16 * gap)), 0, 0, 360, (0.1,) * 3, -1, cv2.LINE_AA, 4)
+    seen = [np.array([(item.crop < 0.25).sum() for item in shown]) for shown in (items, smoothed(items))]
+    assert seen[1].std() > 0.97 * seen[0].std()
+    assert np.corrcoef(seen)[0, 1] > 0.99
+
+
+def test_a_still_picture_and_a_single_frame_stay() -> None:
+    crop = to_float(texture()[:CROP, :CROP])
+    items = [Item(texture(), Face(t, BOX, None, t == 0, np.eye(2, 3)), crop) for t in range(5)]
+    for item in smoothed(items):
+        np.testing.assert_allclose(item.crop, crop, atol=1e-6)
+    assert smoothed(items[:1])[0] is items[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 0.9), st.integers(0, 99), st.floats(0, 1))
+def test_the_recursive_smoother_stays_in_range_and_in_its_mask(factor: float, seed: int, level: float) -> None:
+    rng = np.random.default_rng(seed)
+    frames = rng.uniform(0, 1, (3, 12, 10, 3)).astype(np.float32) * np.float32(level)
+    mask = np.zeros((12, 10), np.float32)
+    mask[6:] = 1
+    smoother = TemporalSmoother(factor)
+    for frame in frames:
+        before = frame.copy()
+        shown = smoother.smooth_transition(frame, mask)
+        assert (shown.dtype, shown.shape) == (np.float32, frame.shape)
+        assert 0 <= shown.min() <= shown.max() <= 1
+        np.testing.assert_array_equal(shown[:6], frame[:6])
+        np.testing.assert_array_equal(frame, before)
+        if factor == 0:
+            np.testing.assert_allclose(shown, frame, atol=1e-6)
+
+
+def test_the_recursive_smoother_keeps_its_share_of_the_last_frame() -> None:
+    """Of small changes; a large one comes at once, and a frame of another size begins anew."""
+    mask = np.ones((16, 16), np.float32)
+    smoother = TemporalSmoother(0.3)
+    grey = np.full((16, 16, 3), 0.5, np.float32)
+    np.testing.assert_array_equal(smoother.smooth_transition(grey, mask), grey)
+    noise = np.random.default_rng(0).normal(0, 1e-3, grey.shape).astype(np.float32)
+    np.testing.assert_allclose(smoother.smooth_transition(grey + noise, mask) - grey, 0.7 * noise, atol=2e-4)
+    other = np.random.default_rng(1).uniform(0, 1, grey.shape).astype(np.float32)
+    np.testing.assert_allclose(smoother.smooth_transition(other, mask), other, atol=0.02)
+    small = other[:8]
+    np.testing.assert_array_equal(smoother.smooth_transition(small, mask[:8]), small)
+
+
+# ------------------------------------------------------------------------------------------ guidance by the flow
+
+
+SIDE = 64
+GENERATED = torch.cat([torch.zeros(SIDE // 2, SIDE), torch.ones(SIDE // 2, SIDE)])
+
+
+def skin_at(face: Face) -> np.ndarray:
+    """What a smooth picture in the first frame's pixels shows in a face's crop: float32 [1, SIDE, SIDE]."""
+    y1, y2, x1, x2 = face.box
+    places = (np.arange(SIDE) + 0.5) / SIDE
+    x, y = np.meshgrid(x1 + places * (x2 - x1) - 0.5, y1 + places * (y2 - y1) - 0.5)
+    if face.motion is not None:
+        back = cv2.invertAffineTransform(face.motion)
+        x, y = (back[row, 0] * x + back[row, 1] * y + back[row, 2] for row in range(2))
+    return np.float32(0.1 * np.sin(x / 9) * np.cos(y / 11))[None]
+
+
+MOVED = similarity(4, 1.03, 5, -3).astype(np.float32)
+FIRST, SECOND = Face(0, BOX), Face(1, (26, 128, 37, 143), motion=MOVED)
+
+
+def plain_crop(level: float) -> np.ndarray:
+    return np.full((1, SIDE, SIDE), level, np.float32)
+
+
+def guided(
+    faces: list[Face], pictures: list[np.ndarray], sources: list[np.ndarray] | None = None, weight: float = 1
+) -> np.ndarray:
+    """float32 [N, 3, SIDE, SIDE], the pictures once they were drawn to each other."""
+    n = len(faces)
+    image = torch.from_numpy(np.stack(sources or [plain_crop(0)] * n)).expand(-1, 3, -1, -1)
+    mels = np.zeros((n, 80, 16), np.float32)
+    guide = flow_guide(SampleBatch(0, faces, [], [], mels), image, GENERATED.expand(n, 1, -1, -1), [5], weight)
+    x_0 = torch.from_numpy(np.stack(pictures)).expand(-1, 3, -1, -1)
+    before = x_0.clone()
+    result = guide(5, x_0)
+    assert torch.equal(x_0, before)
+    assert torch.equal(guide(4, x_0), x_0)
+    return result.numpy()
+
+
+STILL = Face(1, BOX, motion=np.eye(2, 3, dtype=np.float32))
+CHEEK = slice(None), slice(40, 58), slice(4, 10)
+
+
+def test_the_frame_before_comes_to_where_the_head_has_moved() -> None:
+    """Boxes, and so scales, differ; texture and brightness of the second frame were changed a little."""
+    true = skin_at(SECOND)
+    stripes = np.float32(0.004 * np.cos(np.arange(SIDE)))[:, None]
+    shown = guided([FIRST, SECOND], [skin_at(FIRST), true + 0.02 + stripes])
+    np.testing.assert_array_equal(shown[0], np.repeat(skin_at(FIRST), 3, axis=0))
+    np.testing.assert_array_equal(shown[1, :, :32], np.repeat((true + 0.02 + stripes)[:, :32], 3, axis=0))
+    np.testing.assert_allclose(shown[1][CHEEK], np.repeat(true, 3, axis=0)[CHEEK], atol=1.5e-3)
+
+
+@given(st.floats(0, 1))
+def test_the_weight_is_the_share_of_the_frame_before(weight: float) -> None:
+    """In all that is generated: the lips flicker with the skin."""
+    shown = guided([FIRST, STILL], [plain_crop(0), plain_crop(0.1)], weight=weight)
+    np.testing.assert_allclose(shown[1, :, 32:], 0.1 * (1 - weight), atol=1e-6)
+    np.testing.assert_array_equal(shown[1, :, :32], np.float32(0.1))
+
+
+def test_light_that_changes_in_the_source_is_no_flicker() -> None:
+    shown = guided([FIRST, STILL], [plain_crop(0), plain_crop(0.3)], [plain_crop(0), plain_crop(0.2)])
+    np.testing.assert_allclose(shown[1, :, 32:], 0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize("landmarks", [None, LANDMARKS])
+def test_the_mouth_is_its_own(landmarks: np.ndarray | None) -> None:
+    """Also where the one of the frame before was: of texture nothing comes there."""
+    faces = [Face(0, BOX, landmarks), Face(1, BOX, landmarks, motion=np.float32([[1, 0, 0], [0, 1, 12]]))]
+    texture = np.float32(0.002 * np.random.default_rng(0).normal(size=(1, SIDE, SIDE)))
+    shown = guided(faces, [plain_crop(0), texture])[1, 0] - texture[0]
+    shown -= shown[50, 32]  # the brightness
+    mouth = round((108 - 30) * 0.64)  # the lips' middle, in a crop of 64 px
+    assert np.abs(shown[mouth - 5 : mouth + 5, 22:42]).max() < 1e-7
+    assert np.abs(shown[mouth + 8 : mouth + 12, 22:42]).max() < 1e-7
+    assert np.abs(shown[44:58, 4:10]).min() > 0
+
+
+def test_what_moves_is_left() -> None:
+    """A lit half of the chin that the frame before does not show."""
+    before, now = plain_crop(0), plain_crop(0)
+    now[:, 40:, :5] = 0.5
+    shown = guided([FIRST, STILL], [before, now])
+    change = shown[1, 0, 32:, :10] - now[0, 32:, :10]
+    assert np.ptp(change) < 0.02
+
+
+def test_nothing_comes_from_where_the_movement_is_unknown() -> None:
+    """A cut, a gap, a head that was not followed: and never from the last row to the first."""
+    faces = [STILL, Face(4, BOX, is_cut=True), Face(6, BOX), Face(7, BOX, motion=STILL.motion)]
+    pictures = [plain_crop(0.01 * k) for k in range(4)]
+    shown = guided(faces, pictures, pictures[::-1])
+    np.testing.assert_array_equal(shown[:3], np.repeat(pictures[:3], 3, axis=1))
+    assert (shown[3][CHEEK] != np.float32(0.03)).all()
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 7, 10, 25])
+def test_the_last_steps_are_guided(n_steps: int, small_config: dict) -> None:
+    diffusion = create_gaussian_diffusion(model_config(small_config, "test"), f"ddim{n_steps}")
+    steps = guided_steps(diffusion)
+    assert list(steps) == list(range(n_steps))[-GUIDED_STEPS:]

@@ -567,6 +567,8 @@ def test_motion_is_from_the_frame_before() -> None:
     motion = with_motion(track, iter(frames), head_motion).motion
     assert motion is not None
     assert (motion.dtype, motion.shape) == (np.float32, (8, 2, 3))
+    followed = with_motion(track, iter([frames[0], np.zeros_like(frames[0]), *frames[2:]]), head_motion)
+    assert followed.summary().endswith("1 cut, head not followed in 2 frames")
     known = ~np.isnan(motion).any(axis=(1, 2))
     assert known.tolist() == [False, True, True, False, True, False, False, True]
     np.testing.assert_allclose(motion[known][:, :, 2], [(3, 0), (0, -2), (1, 0), (1, 1)], atol=0.1)
@@ -582,6 +584,74 @@ def test_motion_reads_the_tracks_frames_only_and_holds_two() -> None:
     assert np.isnan(motion).all()  # a black picture does not tell
     assert len(most) == 5
     assert max(most) <= 3  # the two, and the one that is just made
+
+
+def nodding_head(n_frames: int) -> tuple[list[np.ndarray], list[Detection]]:
+    """A textured head that swings by 24 px to and fro and turns by 6 degrees, and its true detections."""
+    coarse = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    picture = cv2.GaussianBlur(cv2.resize(coarse, (300, 250), interpolation=cv2.INTER_CUBIC), (0, 0), 1)
+    points = np.random.default_rng(1).uniform((110, 85), (190, 165), (68, 2))
+    frames, faces = [], []
+    for t in range(n_frames):
+        swing = np.sin(2 * np.pi * t / 20)
+        pose = cv2.getRotationMatrix2D((150, 125), 6 * swing, 1 + 0.05 * swing)
+        pose[:, 2] += 24 * swing, 10 * (1 - swing**2)
+        frames.append(cv2.warpAffine(picture, pose, (300, 250), borderMode=cv2.BORDER_REFLECT))
+        x, y = pose @ (150, 125, 1)
+        side = 100 * (1 + 0.05 * swing)
+        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+        faces.append(Detection(box, 1.0, (points @ pose[:, :2].T + pose[:, 2]).astype(np.float32)))
+    return frames, faces
+
+
+def error_of(track: FaceTrack, truth: Sequence[Detection], frames: Sequence[int]) -> tuple[float, float]:
+    """Mean distance of landmarks, and of the boxes' sides, from the truth."""
+    assert track.landmarks is not None
+    points = np.linalg.norm(np.stack([track.landmarks[k] - truth[k].landmarks for k in frames]), axis=2)
+    true_boxes = np.array([truth[k].box for k in frames])[:, [1, 3, 0, 2]]
+    return float(points.mean()), float(np.abs(track.boxes[frames] - true_boxes).mean())
+
+
+JUMPED = {9: (30, 0), 10: (30, 0), 11: (-25, 12)}  # by so many px
+LOST = {"a gap": range(6, 14), "a long gap": range(5, 5 + MAX_GAP), "jumps": list(JUMPED), "both": [*JUMPED, 15, 16]}
+
+
+@pytest.mark.parametrize("where", LOST)
+def test_the_way_across_a_gap_or_a_jump_is_the_heads(where: str) -> None:
+    frames, truth = nodding_head(24)
+    script = [[] if k in LOST[where] else [face] for k, face in enumerate(truth)]
+    if where in ("jumps", "both"):
+        for k, (x, y) in JUMPED.items():
+            box = tuple(np.add(truth[k].box, (x, y, x, y)))
+            script[k] = [Detection(box, 1.0, truth[k].landmarks + np.float32([x, y]))]
+    build = partial(build_track, find_faces(frames, scripted(script), 4), 24, pads=NO_PADS, smooth_window=1)
+    track = build()
+    followed = build(motion=with_motion(track, frames, head_motion).motion)
+    np.testing.assert_array_equal(followed.has_face, track.has_face)
+    np.testing.assert_array_equal(followed.is_interpolated, track.is_interpolated)
+    (points, sides), plain = (error_of(t, truth, LOST[where]) for t in (followed, track))
+    assert points < 0.1 * plain[0]
+    assert sides < 0.2 * plain[1]  # of whole pixels
+    others = [k for k in range(24) if k not in LOST[where]]
+    np.testing.assert_array_equal(followed.boxes[others], track.boxes[others])
+    np.testing.assert_array_equal(followed.landmarks[others], track.landmarks[others])
+
+
+def test_a_side_from_which_the_movement_is_unknown_does_not_count() -> None:
+    """In the middle of the gap it is lost: each half goes on from its own end; lost everywhere, the way is straight."""
+    frames, truth = nodding_head(24)
+    gap = range(6, 14)
+    script = [[] if k in gap else [face] for k, face in enumerate(truth)]
+    build = partial(build_track, find_faces(frames, scripted(script), 4), 24, pads=NO_PADS, smooth_window=1)
+    track = build()
+    motion = with_motion(track, frames, head_motion).motion
+    assert motion is not None
+    motion[10] = np.nan
+    assert error_of(build(motion=motion), truth, gap)[0] < 0.1 * error_of(track, truth, gap)[0]
+    unknown = np.full_like(motion, np.nan)
+    straight = build(motion=unknown)
+    np.testing.assert_array_equal(straight.landmarks, track.landmarks)
+    np.testing.assert_array_equal(straight.boxes, track.boxes)
 
 
 # --- streaming and files

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,16 @@ from platformdirs import user_cache_path
 
 from .engines import Engine, choose_engine, largest_batch, load_denoiser
 from .errors import InputError
+from .gaussian_diffusion import GaussianDiffusion
 from .options import Options
-from .sampling import DiffusionSampler, Sampler, when_used
+from .sampling import DiffusionSampler, Guide, Sampler, when_used
 from .script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint
 from .store import file_digest
 
 FRONT_END = ("sample_rate", "n_fft", "hop_size", "audio_dim", "syncnet_mel_step_size")
+
+MakeGuide = Callable[[GaussianDiffusion], Guide | None]
+"""A network's process -> what guides its sampling."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Networks:
     key: dict[str, Any]
 
 
-def load_networks(options: Options, model_flags: Mapping[str, Any], device: torch.device, is_told: bool) -> Networks:
+def load_networks(
+    options: Options, model_flags: Mapping[str, Any], device: torch.device, make_guide: MakeGuide, is_told: bool
+) -> Networks:
     """Of two networks each is loaded when the first shot needs it; what is wrong with it is said before.
 
     :param is_told: print what they run with.
@@ -48,7 +54,7 @@ def load_networks(options: Options, model_flags: Mapping[str, Any], device: torc
     engine = choose_engine(options.engine, options.precision, device, options.use_fp16, options.compile)
     if is_told:
         print(f"notice: the network runs with {engine}", file=sys.stderr)
-    load = partial(load_sampler, options=options, engine=engine)
+    load = partial(load_sampler, options=options, engine=engine, make_guide=make_guide)
     sampler: Sampler
     key: dict[str, Any]
     if options.adaptive_resolution:
@@ -66,7 +72,9 @@ def load_networks(options: Options, model_flags: Mapping[str, Any], device: torc
     return Networks(config, sampler, larger, batch_size, key)
 
 
-def load_sampler(path: str, flags: Mapping[str, Any], options: Options, engine: Engine) -> DiffusionSampler:
+def load_sampler(
+    path: str, flags: Mapping[str, Any], options: Options, engine: Engine, make_guide: MakeGuide
+) -> DiffusionSampler:
     """The sampler of a checkpoint's network. :raises InputError: when the checkpoint or the steps do not fit."""
     checkpoint = load_checkpoint(path, flags)
     diffusion = create_gaussian_diffusion(checkpoint.config, options.timestep_respacing)
@@ -74,6 +82,7 @@ def load_sampler(path: str, flags: Mapping[str, Any], options: Options, engine: 
     return DiffusionSampler(
         load_denoiser(checkpoint, file_digest(path), engine, cache), diffusion, checkpoint.config, engine.device,
         options.sampler_name, options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
+        make_guide(diffusion),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .engines import Denoiser
-from .gaussian_diffusion import GaussianDiffusion
+from .gaussian_diffusion import GaussianDiffusion, X0Fn
 from .script_util import ModelConfig
 from .store import ChunkStore
 from .streams import Face, Item
@@ -77,24 +78,27 @@ def generate_crops(
     sampler: Sampler,
     mel_window: Callable[[int], np.ndarray],
     reference: np.ndarray | None,
+    context: int = 0,
 ) -> Iterator[Item]:
     """The items of some batches in a row, those with a face with the crop that the sampler generates for it.
 
     A batch's crops are called for when the next batch has begun, so that a GPU does not wait.
 
+    :param items: of the frames from `first_frame` on.
     :param mel_window: output frame -> float32 [audio_dim, window_steps].
     :param reference: of all faces, uint8 [h, w, 3]; None: each face is its own.
+    :param context: each batch is sampled along with so many of the frames before it, or as far back as the head's
+        movement is known.
     """
+    before = deque(islice(items, batches[0].start - first_frame(batches, context)), maxlen=context)
 
     def begin(batch: range) -> tuple[list[Item], Crops | None]:
         shown = list(islice(items, len(batch)))
-        faces = [(item.face, crop_box(item.frame, item.face.box)) for item in shown if item.face is not None]
-        if not faces:
-            return shown, None
-        crops = [crop for _, crop in faces]
-        references = crops if reference is None else [reference] * len(crops)
-        mels = np.stack([mel_window(face.index) for face, _ in faces])
-        return shown, sampler(SampleBatch(batch.start, [face for face, _ in faces], crops, references, mels))
+        crops = None
+        if any(item.face is not None for item in shown):
+            crops = sampler(_sample_batch(batch.start, before, shown, mel_window, reference))
+        before.extend(shown)
+        return shown, crops
 
     for shown, crops in _one_late(map(begin, batches)):
         generated = iter(()) if crops is None else iter(crops())
@@ -115,6 +119,35 @@ def _one_late(stream: Iterator[T]) -> Iterator[T]:
         if len(made) == 2:
             yield made.pop(0)
     yield from made
+
+
+def first_frame(batches: Sequence[range], context: int) -> int:
+    """The first output frame that `generate_crops` needs for some batches in a row."""
+    return max(0, batches[0].start - context)
+
+
+def _sample_batch(
+    first: int,
+    before: Sequence[Item],
+    shown: Sequence[Item],
+    mel_window: Callable[[int], np.ndarray],
+    reference: np.ndarray | None,
+) -> SampleBatch:
+    context: list[Item] = []
+    for item, previous in zip((shown[0], *reversed(before)), reversed(before), strict=False):
+        if item.face is None or item.face.motion is None:
+            break
+        context.insert(0, previous)
+    pairs = [(item, item.face) for item in (*context, *shown) if item.face is not None]
+    crops = [crop_box(item.frame, face.box) for item, face in pairs]
+    return SampleBatch(
+        first,
+        faces=[face for _, face in pairs],
+        crops=crops,
+        references=crops if reference is None else [reference] * len(crops),
+        mels=np.stack([mel_window(face.index) for _, face in pairs]),
+        context=len(context),
+    )
 
 
 @dataclass(frozen=True)
@@ -213,6 +246,10 @@ def when_used(load: Callable[[], Sampler]) -> Sampler:
 
 # --------------------------------------------------------------------------------------------------------- one network
 
+Guide = Callable[[SampleBatch, Tensor, Tensor], X0Fn]
+"""A batch of N faces, `image` and `mask` of its `tfg_process_batch` -> what edits x_0 while they are sampled. A row may
+depend on the rows before, no further back than the batches have context."""
+
 
 @dataclass(frozen=True)
 class DiffusionSampler:
@@ -220,6 +257,7 @@ class DiffusionSampler:
 
     :param sampler: of SAMPLERS.
     :param sampling_seed: of the noise that all frames start from; None draws it anew for each.
+    :param guide: None: each frame is sampled on its own.
     """
 
     denoiser: Denoiser
@@ -230,6 +268,7 @@ class DiffusionSampler:
     clip_denoised: bool
     sampling_seed: int | None
     face_hide_percentage: float
+    guide: Guide | None = None
 
     @torch.inference_mode()
     def __call__(self, batch: SampleBatch) -> Crops:
@@ -240,7 +279,11 @@ class DiffusionSampler:
         noise = sampling_noise(len(crops), size, noise_seed)
         inputs = tfg_process_batch(crops, references, batch.mels, noise, self.face_hide_percentage, self.device)
         sample_loop = partial(
-            SAMPLERS[self.sampler], self.diffusion, clip_denoised=self.clip_denoised, generator=generator
+            SAMPLERS[self.sampler],
+            self.diffusion,
+            clip_denoised=self.clip_denoised,
+            x0_fn=self.guide(batch, inputs["image"], inputs["mask"]) if self.guide else None,
+            generator=generator,
         )
         x_0 = sample(self.denoiser, sample_loop, inputs)
         return fetched_later(sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :])

@@ -40,6 +40,23 @@ def content_key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def load_array(path: Path) -> np.ndarray | None:
+    """What `save_array` wrote; None when it has not been completed, or was damaged by a power loss."""
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (EOFError, FileNotFoundError, ValueError):
+        return None
+
+
+def save_array(path: Path, array: np.ndarray, is_one_of_many: bool = False) -> None:
+    """Writes an .npy as `replace_when_complete` does: after a kill it is there whole or not at all."""
+    with replace_when_complete(path, is_one_of_many) as part, open(part, "wb") as file:
+        content = io.BytesIO()  # to a file NumPy would not say that the disk is full
+        np.save(content, array, allow_pickle=False)
+        file.write(content.getbuffer())
+
+
 @dataclass(frozen=True)
 class ChunkStore:
     """Sampled crops of one job on disk, a file per batch, in a folder that is named by the job's key."""
@@ -48,18 +65,11 @@ class ChunkStore:
 
     def load(self, batch: int) -> np.ndarray | None:
         """Crops uint8 [N, h, w, 3] of a batch; None when it has not been completed, or was damaged by a power loss."""
-        try:
-            with open(self._path(batch), "rb") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        except (EOFError, FileNotFoundError, ValueError):
-            return None
+        return load_array(self._path(batch))
 
     def save(self, batch: int, crops: np.ndarray) -> None:
         """Store a batch's crops; after a kill the file is there whole or not at all."""
-        with replace_when_complete(self._path(batch), is_one_of_many=True) as part, open(part, "wb") as file:
-            content = io.BytesIO()  # to a file NumPy would not say that the disk is full
-            np.save(content, crops, allow_pickle=False)
-            file.write(content.getbuffer())
+        save_array(self._path(batch), crops, is_one_of_many=True)
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"{batch:06d}.npy"
