@@ -567,7 +567,7 @@ AFFECTS = {
         "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
-        "clip_denoised": False,
+        "clip_denoised": False, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",
