@@ -104,9 +104,7 @@ def denoise_deep(blocks: Iterable[np.ndarray], strength: float, level: _Level) -
         yield from _denoised(blocks, process, DEEP_FRAME, DEEP_DELAY, strength, level)
 
 
-def denoise_spectral(
-    blocks: Iterable[np.ndarray], rate: int, strength: float, level: _Level
-) -> Iterator[np.ndarray]:
+def denoise_spectral(blocks: Iterable[np.ndarray], rate: int, strength: float, level: _Level) -> Iterator[np.ndarray]:
     """Sound without its noise, by spectral subtraction: each frequency is turned down as far as noise fills it."""
     hop = round(SPECTRAL_HOP * rate)
     return _denoised(blocks, _SpectralGate(hop), hop, hop, strength, level)
