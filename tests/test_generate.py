@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -22,7 +23,9 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
+from audio.audio import speech_mel
 from audio.hparams import DEFAULT
+from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
@@ -297,6 +300,7 @@ def test_all_of_upstreams_flags(job: list[str], video: Path, tmp_path: Path) -> 
     assert np.abs(frames[:, (y1 + y2) // 2 : y2, x1:x2].astype(int) - source[:, (y1 + y2) // 2 : y2, x1:x2]).mean() > 5
     assert np.abs(decoded(tmp_path / "out folder" / "result_orig.mp4").astype(int) - source).max() <= 3
     said = json.loads(stats.read_text())
+    assert said["sound"]["sample_rate"] == 22050
     assert said["frames"] == 12
     assert {"decode", "sample", "paste", "encode"} <= said["ms_per_frame"].keys()
     assert said["options"]["sampling_seed"] == 7
@@ -613,6 +617,18 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     # landmarks are stored with the faces of other detectors than dlib; the samples do not depend on them
     assert (new_faces != faces) == (part == "faces" or name == "landmark_mask")
     assert (new_samples != samples) == (part in ("faces", "sampling"))
+
+
+def test_sound_is_prepared_as_the_options_say(video: Path, speech: Path) -> None:
+    job = Job(str(video), str(speech), "out.mp4")
+    plain = Options(video_path="v", audio_path="a", model_path="m")
+    changed = replace(plain, denoise_audio="spectral", denoise_strength=0.5, compress_audio=True)
+    prepare = partial(preprocess, denoise="spectral", strength=0.5, compress=True)
+    for options, expected in ((plain, speech_mel(str(speech))), (changed, speech_mel(str(speech), prepare=prepare))):
+        clip = generate.open_clip(job, options, DEFAULT)
+        assert np.array_equal(clip.mel, expected[0])
+    with pytest.raises(InputError, match="give --denoise_audio spectral or deep"):
+        replace(plain, denoise_strength=0.5)
 
 
 def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:
