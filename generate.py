@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from audio.assess import assess
 from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
 from audio.hparams import HParams, front_end
+from audio.preprocess import preprocess
 from face_detection.api import Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
 from face_detection.tracks import (
@@ -108,7 +110,10 @@ def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     video = open_video(job.video_path, options.video_fps)
     check_size(job.video_path, video.width, video.height)
-    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio)
+    prepare = partial(
+        preprocess, denoise=options.denoise_audio, strength=options.denoise_strength, compress=options.compress_audio
+    )
+    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, prepare)
     n_windows = frames_of_sound(seconds, video.fps) if options.pad_audio else count_windows(mel, video.fps, hparams)
     return Clip(video, mel, hparams, seconds, n_windows)
 
@@ -306,7 +311,9 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)
-    return {**dataclasses.asdict(job), **said, "stages": [name for name, _ in stages], "sampler": tools.sampler_key}
+    sound = {"sound": dataclasses.asdict(assess(job.audio_path))} if options.stats else {}
+    stages_run = [name for name, _ in stages]
+    return {**dataclasses.asdict(job), **said, "stages": stages_run, "sampler": tools.sampler_key, **sound}
 
 
 def timed(sampler: Sampler, timings: Timings) -> Sampler:

@@ -1,19 +1,22 @@
 """Speech to the mel windows that the network hears."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 
 import librosa
 import numpy as np
 import scipy.signal
-import soxr
 
 from guided_diffusion.audio_util import open_sound
 from guided_diffusion.errors import InputError
 
+from .blocks import resampled
 from .hparams import DEFAULT, HParams, mel_basis
+
+# (blocks of sound, their rate, the rate wanted) to blocks at that rate, the same time to the sample
+Prepare = Callable[[Iterable[np.ndarray], int, int], Iterator[np.ndarray]]
 
 BLOCK_STEPS = 4096
 ENVELOPE_BAND = (1000.0, 3000.0)  # Hz
@@ -29,18 +32,21 @@ def load_speech(path: str, hparams: HParams = DEFAULT) -> np.ndarray:
     :raises InputError: when there is no sound to read, or less than one mel window of it.
     """
     blocks, rate = open_sound(path)
-    wav = np.concatenate(list(_resampled(blocks, rate, hparams.sample_rate)))
+    wav = np.concatenate(list(resampled(blocks, rate, hparams.sample_rate)))
     _check_length(path, Fraction(len(wav), hparams.sample_rate), hparams)
     return wav
 
 
-def speech_mel(path: str, hparams: HParams = DEFAULT, pad_audio: bool = False) -> tuple[np.ndarray, Fraction]:
+def speech_mel(
+    path: str, hparams: HParams = DEFAULT, pad_audio: bool = False, prepare: Prepare = resampled
+) -> tuple[np.ndarray, Fraction]:
     """`melspectrogram(load_speech(path))` to the last bit, in memory of the mel alone: 25 KB for each second.
 
     :param pad_audio: let the mel go on for one window of silence, so that all frames until the end of the sound have
         a window. Measured on five recordings cut at 240 places: the audio codes of the last 0.2 s are 0.34 (cut in a
         pause) and 0.49 (in a word) from those of the uncut sound; with the last full window repeated, as Wav2Lip does,
         0.65 and 0.68; 1 is the distance between any two codes of a recording.
+    :param prepare: what brings the sound to the front end's rate; with another one the mel is that of its result.
     :return: float32 [num_mels, steps] in [-max_abs_value, max_abs_value], and the length of the sound in seconds.
     :raises InputError: as `load_speech`.
     """
@@ -54,7 +60,7 @@ def speech_mel(path: str, hparams: HParams = DEFAULT, pad_audio: bool = False) -
             yield block
 
     silence = np.zeros(hparams.window_steps * hparams.hop_size if pad_audio else 0, np.float32)
-    mel = _mel(chain(_resampled(counted(), rate, hparams.sample_rate), [silence]), hparams)
+    mel = _mel(chain(prepare(counted(), rate, hparams.sample_rate), [silence]), hparams)
     seconds = Fraction(n_samples, rate)
     if not pad_audio:
         _check_length(path, seconds, hparams)
@@ -67,24 +73,6 @@ def _check_length(path: str, seconds: Fraction, hparams: HParams) -> None:
         raise InputError(
             f"--audio_path {path}: {float(seconds):.2f} s of sound; the network needs {float(shortest):g} s or more"
         )
-
-
-def _resampled(blocks: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:
-    """Blocks of what `librosa.resample(..., res_type="soxr_hq")` makes of the whole, to the last bit."""
-    if rate == target:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="soxr_hq")
-    n_in = n_out = 0
-    for block in blocks:
-        n_in += len(block)
-        resampled = stream.resample_chunk(block)
-        n_out += len(resampled)
-        yield resampled
-    # librosa's length, rounding included
-    wanted = int(np.ceil(n_in * (float(target) / rate))) - n_out
-    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    yield librosa.util.fix_length(rest, size=wanted)
 
 
 def melspectrogram(wav: np.ndarray, hparams: HParams = DEFAULT) -> np.ndarray:

@@ -37,7 +37,7 @@ def test_another_network_is_not_taken_for_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="give a name that ends in .onnx"):
+    with pytest.raises(InputError, match="give a name that ends in"):
         main([str(checkpoint), str(tmp_path / "net.pt")])
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match="pip install onnx onnxruntime"):

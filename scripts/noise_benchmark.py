@@ -1,0 +1,293 @@
+"""What noise takes from the lips, and what preprocessing gives back: `python scripts/noise_benchmark.py --help`.
+
+noise     white, pink, babble, hum and music at 20 to 0 dB on three groups of speech: how far the mel moves (its mean
+          distance, on the scale of +-4), and how well the opening that the demo's network hears follows the truth
+level     the same speech at -40, -23 and -6 LUFS: how far the mouth opens
+snr       what audio.assess finds of known signal-to-noise ratios
+hour      seconds and peak memory of each part of preprocessing and assessment, for a minute or more of sound
+
+The opening is read from the audio code of checkpoints/demo.safetensors by a linear regression that is fitted to clean
+espeak-ng speech, where the truth is known (as train.py --opening_weight does, whose r is that of the painted mouths).
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from make_sample import FPS, HELD_OUT_VOICES, VOICES, mouth_of, synthesize, training_script, viseme_track
+
+from _path import ROOT
+from audio.assess import assess, speech_to_noise
+from audio.audio import count_windows, load_speech, mel_window, melspectrogram, speech_mel
+from audio.blocks import resampled
+from audio.loudness import LoudnessMeter
+from audio.preprocess import preprocess
+from audio.voice_activity import HOP, ONSET, speech_probability
+from guided_diffusion.errors import InputError
+from guided_diffusion.logger import peak_memory
+from guided_diffusion.script_util import load_checkpoint, load_model
+
+PARTS = ("noise", "level", "snr", "hour")
+RATE = 16000
+LOUDNESS = -23.0
+METHODS = ("none", "spectral", "deep")
+DEMO = ROOT / "checkpoints" / "demo.safetensors"
+N_FITTED, N_HELD_OUT = 20, 4  # sentences
+FIRST_HELD_OUT, FIRST_BABBLE = 900000, 500
+LANGUAGES = {
+    "de": "Der Vater hat gestern Abend ein blaues Boot gemalt.",
+    "fr": "Ma mère a ouvert la fenêtre au-dessus du port.",
+    "es": "La vecina compró una mesa blanca en el mercado.",
+    "cmn-latn-pinyin": "wo3 de5 peng2you5 ming2tian1 lai2 bei3jing1.",
+}
+SECONDS = 1.5  # of each recording
+
+
+# ------------------------------------------------------------------------------------------------------------- speech
+
+
+def spoken(text: str, voice: str, rate: int = 165, pitch: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Speech at RATE, and the gap between the inner lips in each frame."""
+    sound, own_rate, phonemes = synthesize(text, voice, rate, pitch)
+    heard = np.concatenate(list(resampled([sound], own_rate, RATE)))
+    mouths = map(mouth_of, viseme_track(phonemes, int(len(heard) / RATE * FPS)))
+    return heard, np.array([float((mouth.inner_lower - mouth.inner_upper)[2:7, 1].mean()) for mouth in mouths])
+
+
+def sentence(seed: int, voices: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    script = training_script(seed, voices)
+    return spoken(script.text.split(". ")[0] + ".", script.voice, script.rate, script.pitch)
+
+
+def at_loudness(sound: np.ndarray, loudness: float = LOUDNESS) -> np.ndarray:
+    meter = LoudnessMeter(RATE)
+    meter.update(sound)
+    return sound * np.float32(10 ** ((loudness - meter.integrated()) / 20))
+
+
+def groups(recordings: Sequence[str]) -> dict[str, np.ndarray]:
+    """Speech of a kind in a row, each piece at LOUDNESS."""
+    pieces = {
+        "held out": [sound for sound, _ in held_out()],
+        "languages": [spoken(text, voice)[0] for voice, text in LANGUAGES.items()],
+        "recordings": [load_speech(path)[: int(SECONDS * RATE)] for path in recordings],
+    }
+    return {name: np.concatenate([at_loudness(piece) for piece in group]) for name, group in pieces.items() if group}
+
+
+@cache
+def held_out() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [sentence(FIRST_HELD_OUT + seed, HELD_OUT_VOICES) for seed in range(N_HELD_OUT)]
+
+
+def noise(kind: str, n: int) -> np.ndarray:
+    """float64 [n] of power 1."""
+    rng = np.random.default_rng(0)
+    t = np.arange(n) / RATE
+    if kind == "white":
+        made = rng.normal(size=n)
+    elif kind == "pink":
+        frequency = np.maximum(np.fft.rfftfreq(n, 1 / RATE), 20)
+        made = np.fft.irfft(np.fft.rfft(rng.normal(size=n)) / np.sqrt(frequency), n)
+    elif kind == "hum":
+        made = np.sum([np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 6)) / k for k in range(1, 21)], axis=0)
+    elif kind == "babble":
+        voices = [at_loudness(sentence(FIRST_BABBLE + seed, VOICES)[0]) for seed in range(6)]
+        made = np.sum([np.resize(np.roll(voice, rng.integers(len(voice))), n) for voice in voices], axis=0)
+    else:  # music: chords of plucked strings on a beat of 0.25 s
+        made = np.zeros(n)
+        for start in range(0, n, RATE // 4):
+            after = t[: min(RATE, n - start)]
+            for root in rng.choice([110, 130.8, 164.8, 196, 220, 261.6], 2, replace=False):
+                string = np.sum([np.sin(2 * np.pi * root * k * after) / k for k in range(1, 16)], axis=0)
+                made[start : start + len(after)] += string * np.exp(-after / 0.25)
+    return made / np.sqrt(np.mean(made**2))
+
+
+def mixed(speech: np.ndarray, kind: str, snr: float, power: float | None = None) -> np.ndarray:
+    """power: of the speech, where it is not that of the whole."""
+    power = float(np.mean(speech**2)) if power is None else power
+    return (speech + noise(kind, len(speech)) * np.sqrt(power / 10 ** (snr / 10))).astype(np.float32)
+
+
+def heard(sound: np.ndarray, denoise: str = "none", compress: bool = False) -> np.ndarray:
+    return np.concatenate(list(preprocess([sound], RATE, RATE, denoise, compress=compress)))
+
+
+# ------------------------------------------------------------------------------------------------------------ measures
+
+
+def windows(sound: np.ndarray) -> np.ndarray:
+    """float32 [frames, bands, steps]"""
+    mel = melspectrogram(sound)
+    return np.stack([mel_window(mel, frame, FPS) for frame in range(count_windows(mel, FPS))])
+
+
+@cache
+def network() -> Callable[[np.ndarray], np.ndarray]:
+    """Mel windows to the demo's audio codes, float64 [frames, code]."""
+    model = load_model(load_checkpoint(str(DEMO)), "cpu")
+
+    def encode(mels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            codes = [model.encode_audio(part).flatten(1) for part in torch.from_numpy(mels).split(64)]
+        return torch.cat(codes).double().numpy()
+
+    return encode
+
+
+@cache
+def opening_reader() -> Callable[[np.ndarray], np.ndarray]:
+    """Sound to the mouth's opening in each frame, by ridge regression on the demo network's codes."""
+    codes, openings = [], []
+    for seed in range(N_FITTED):
+        sound, opening = sentence(seed, VOICES)
+        code = network()(windows(sound))
+        codes.append(code)
+        openings.append(opening[: len(code)])
+    x, y = np.concatenate(codes), np.concatenate(openings)
+    mean, spread = x.mean(axis=0), x.std() + 1e-9
+    z = (x - mean) / spread
+    weights = np.linalg.solve(z.T @ z + 10 * np.eye(z.shape[1]), z.T @ (y - y.mean()))
+    return lambda sound: (network()(windows(sound)) - mean) / spread @ weights + y.mean()
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    n = min(len(a), len(b))
+    return float(np.corrcoef(a[:n], b[:n])[0, 1])
+
+
+def truth() -> np.ndarray:
+    """Of the held-out group, whose pieces do not end with a frame."""
+    at = np.concatenate([np.full(len(sound), index) for index, (sound, _) in enumerate(held_out())])
+    starts = np.cumsum([0] + [len(sound) for sound, _ in held_out()])
+    frames = np.arange(int(len(at) / RATE * FPS)) * RATE // FPS
+    return np.array([
+        held_out()[at[sample]][1][min((sample - starts[at[sample]]) * FPS // RATE, len(held_out()[at[sample]][1]) - 1)]
+        for sample in frames
+    ])  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def benchmark_noise(kinds: Sequence[str], snrs: Sequence[int], recordings: Sequence[str]) -> None:
+    speech = groups(recordings)
+    mels = {name: melspectrogram(sound) for name, sound in speech.items()}
+    print(f"| noise | dB | method | {' | '.join(f'mel, {name}' for name in speech)} | r |")
+    print("|---" * (4 + len(speech)) + "|", flush=True)
+    for kind in kinds:
+        for snr in ("",) if kind == "clean" else snrs:
+            for method in METHODS:
+                after = {
+                    name: heard(sound if kind == "clean" else mixed(sound, kind, float(snr)), method)
+                    for name, sound in speech.items()
+                }
+                moved = (np.abs(melspectrogram(sound) - mels[name]).mean() for name, sound in after.items())
+                r = correlation(opening_reader()(after["held out"]), truth())
+                print(f"| {kind} | {snr} | {method} | {' | '.join(f'{d:.3f}' for d in moved)} | {r:.3f} |", flush=True)
+
+
+def benchmark_level() -> None:
+    read, speech = opening_reader(), groups([])["held out"]
+    for compress in (False, True):
+        openings = {level: read(heard(at_loudness(speech, level), compress=compress)) for level in (-40, -23, -6)}
+        said = ", ".join(f"{level} LUFS {opening.mean():.3f}" for level, opening in openings.items())
+        print(f"compress_audio {compress}: mean opening (px) {said}; r to truth "
+              + ", ".join(f"{correlation(opening, truth()):.3f}" for opening in openings.values()))  # fmt: skip
+
+
+def benchmark_snr(recordings: Sequence[str]) -> None:
+    """The truth: the clean recording's power while somebody speaks in it over the noise's."""
+    snrs = (25, 20, 15, 10, 5, 0)
+    print(f"| speech | noise | {' | '.join(map(str, snrs))} |")
+    print("|---" * (2 + len(snrs)) + "|")
+    for path in recordings:
+        speech = load_speech(path)
+        speaking = speech_probability([speech]) >= ONSET
+        power = float(hop_powers(speech)[speaking].mean())
+        for kind in ("white", "pink", "hum", "babble", "music"):
+            found = []
+            for snr in snrs:
+                sound = mixed(speech, kind, snr, power)
+                found.append(speech_to_noise(hop_powers(sound), speech_probability([sound])))
+            cells = ("no pause" if value is None else f"{value:.1f}" for value in found)
+            print(f"| {Path(path).stem} | {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def hop_powers(sound: np.ndarray) -> np.ndarray:
+    return np.mean(np.pad(sound, (0, -len(sound) % HOP)).astype(np.float64).reshape(-1, HOP) ** 2, axis=1)
+
+
+def benchmark_hour(parts: Sequence[str], seconds: int) -> None:
+    """Each in a process of its own, on stereo at 48 kHz."""
+    speech = np.concatenate(list(resampled([groups([])["languages"]], RATE, 48000)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "sound.wav")
+        with soundfile.SoundFile(path, "w", 48000, 2) as file:
+            for _ in range(seconds):
+                speech = np.roll(speech, -48000)
+                file.write(np.stack([speech[:48000]] * 2, axis=1))
+        for part in parts:
+            command = [sys.executable, __file__, "--measure", part, path]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+            print(f"| {part} | {seconds} | {said} |", flush=True)
+
+
+HEARD: dict[str, Callable[[str], object]] = {
+    "mel": speech_mel,
+    "spectral": partial(speech_mel, prepare=partial(preprocess, denoise="spectral")),
+    "deep": partial(speech_mel, prepare=partial(preprocess, denoise="deep")),
+    "compress": partial(speech_mel, prepare=partial(preprocess, compress=True)),
+    "assess": assess,
+}
+
+
+def measure(part: str, path: str) -> None:
+    start = time.process_time()
+    HEARD[part](path)
+    print(f"{time.process_time() - start:.1f} | {peak_memory()['rss']:.0f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=PARTS)
+    parser.add_argument("--recordings", nargs="*", default=[], help="sound or video files of people who speak")
+    parser.add_argument(
+        "--noises", nargs="+", default=["clean", "white", "pink", "babble", "hum", "music"], help="for noise"
+    )
+    parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
+    parser.add_argument("--methods", nargs="+", default=list(HEARD), choices=list(HEARD), help="for hour")
+    parser.add_argument("--seconds", type=int, default=3600, help="of sound, for hour")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.measure:
+        measure(*arguments.measure)
+    elif arguments.part == "noise":
+        benchmark_noise(arguments.noises, arguments.snrs, arguments.recordings)
+    elif arguments.part == "level":
+        benchmark_level()
+    elif arguments.part == "snr":
+        benchmark_snr(arguments.recordings)
+    elif arguments.part == "hour":
+        benchmark_hour(arguments.methods, arguments.seconds)
+    else:
+        parser.error(f"choose from {', '.join(PARTS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"noise_benchmark.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
