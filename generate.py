@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
-from audio.hparams import HParams, front_end
+from audio.hparams import HParams, analysis_for, front_end
 from face_detection.api import Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
 from face_detection.tracks import (
@@ -92,7 +92,8 @@ def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     video = open_video(job.video_path, options.video_fps)
     check_size(job.video_path, video.width, video.height)
-    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio)
+    analysis = analysis_for(hparams, options.audio_preset)
+    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, analysis)
     n_windows = frames_of_sound(seconds, video.fps) if options.pad_audio else count_windows(mel, video.fps, hparams)
     return Clip(video, mel, hparams, seconds, n_windows)
 

@@ -14,6 +14,7 @@ from .script_util import FlagParser, Rule, add_fixed_flags, add_flag, add_flags,
 from .video_util import X264_PRESETS, Order
 
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
+AUDIO_PRESETS = ("standard", "enhanced")
 QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("dpmpp_2m", "logsnr7"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
@@ -54,6 +55,7 @@ class Options:
     video_fps: float = flag(25.0, "frame rate of the result; 0 keeps the source's own", "faces", within=(0, 1000))
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
     pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
+    audio_preset: str = flag("", "the front end; by default the checkpoint's own", "sampling", ("", *AUDIO_PRESETS))
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(
         720, "faces are looked for in frames with at most this long side", "faces", within=(32, 1 << 14)
