@@ -216,6 +216,13 @@ def mel_window(mel: np.ndarray, frame: int, fps: Fraction | float, hparams: HPar
     return np.ascontiguousarray(mel[:, start : start + hparams.window_steps])
 
 
+def louder(mel: np.ndarray, gain: float, hparams: HParams = DEFAULT) -> np.ndarray:
+    """The mel of the sound made louder by `gain` dB, float32, another array. The floor, silence, stays where it is."""
+    limit = hparams.max_abs_value
+    shifted = mel + gain * 2 * limit / -hparams.min_level_db
+    return np.where(mel > -limit, np.clip(shifted, -limit, limit), mel).astype(np.float32)
+
+
 def rms_envelope(wav: np.ndarray, sample_rate: int, n_frames: int, fps: Fraction | float) -> np.ndarray:
     """Loudness of speech at the centres of video frames, (n + 0.5) / fps seconds (METHODS: Lip-sync metrics).
 

@@ -256,6 +256,29 @@ def test_a_presets_model_options_make_its_front_end() -> None:
         assert front_end(ModelConfig(**model_options(hparams))) == hparams
 
 
+# --- another level
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(-20, 20))
+def test_a_louder_mel_is_that_of_the_louder_sound(gain: float) -> None:
+    mel = audio.melspectrogram(GOLDEN["wav"])
+    before = mel.copy()
+    shifted = audio.louder(mel, gain)
+    expected = audio.melspectrogram((GOLDEN["wav"] * 10 ** (gain / 20)).astype(np.float32))
+    heard = (mel > -4) & (mel < 4)
+    np.testing.assert_allclose(shifted[heard], expected[heard], atol=1e-4)
+    assert shifted.dtype == np.float32
+    assert np.abs(shifted).max() <= 4
+    assert np.array_equal(mel, before)
+
+
+def test_silence_gets_no_louder() -> None:
+    assert (audio.louder(np.full((80, 16), -4, np.float32), 20) == -4).all()
+    mel = audio.melspectrogram(GOLDEN["wav"])
+    assert np.array_equal(audio.louder(mel, 0), mel)
+
+
 # --- loudness at the video's frames
 
 

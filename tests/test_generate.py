@@ -22,6 +22,7 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
+from audio.audio import louder
 from audio.hparams import DEFAULT, ENHANCED_AUDIO_CONFIG, HParams
 from face_detection import playback
 from face_detection.api import Detection
@@ -567,7 +568,7 @@ AFFECTS = {
         "audio_longer": "loop", "pad_audio": True, "face_index": 0, "pads": "0,10,0,0", "face_hide_percentage": 0.6,
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
-        "clip_denoised": False, "audio_preset": "enhanced",
+        "clip_denoised": False, "audio_preset": "enhanced", "mouth_gain": 6.0,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",
@@ -722,6 +723,14 @@ def test_the_network_hears_its_own_front_end_or_the_enhanced_one_mapped_to_it(sp
     assert np.array_equal(plain, standard)
     assert mapped.shape == plain.shape
     assert 0 < np.abs(mapped - plain).mean() < 0.5
+
+
+def test_the_network_hears_the_speech_louder(speech: Path, video: Path) -> None:
+    def heard(**given: float) -> np.ndarray:
+        options = Options(video_path="v", audio_path="a", model_path="m", **given)  # type: ignore[arg-type]
+        return open_clip(Job(str(video), str(speech), "out.mp4"), options, DEFAULT).mel_window(5)
+
+    assert np.array_equal(heard(mouth_gain=6), louder(heard(), 6))
 
 
 def test_bare_weights_with_the_flags_that_describe_them(job: list[str], checkpoint: Path, tmp_path: Path) -> None:

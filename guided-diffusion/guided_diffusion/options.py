@@ -56,6 +56,9 @@ class Options:
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
     pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
     audio_preset: str = flag("", "the front end; by default the checkpoint's own", "sampling", ("", *AUDIO_PRESETS))
+    mouth_gain: float = flag(
+        0.0, "dB by which the network hears the speech louder than it is", "sampling", within=(-20, 20)
+    )
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(
         720, "faces are looked for in frames with at most this long side", "faces", within=(32, 1 << 14)
