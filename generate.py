@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from audio.audio import count_windows, frames_of_sound, louder, mel_window, speech_mel
@@ -35,16 +36,26 @@ from face_detection.tracks import (
     voxceleb2_box,
 )
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
+from guided_diffusion.engines import choose_engine, largest_batch, load_denoiser
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.options import Options, parse_options
-from guided_diffusion.sampling import DiffusionSampler, Sampler, StoredSampler, generate_crops, plan_batches
-from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint, load_model
+from guided_diffusion.sampling import (
+    Crops,
+    DiffusionSampler,
+    SampleBatch,
+    Sampler,
+    StoredSampler,
+    generate_crops,
+    plan_batches,
+)
+from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint
 from guided_diffusion.store import ChunkStore, content_key, file_digest
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
 from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
+from super_resolution import SR_BATCH, LipSuperResolver
 
 # frames that are held at once for detection: 20 of 1080 x 1920
 DETECTION_BATCH_BYTES = 1 << 27
@@ -145,10 +156,15 @@ def sampled_items(
         next(frames, None)  # its end, so that its thread need not be interrupted
 
 
-def build_stages(options: Options, image_size: int, detector: FaceAlignment | None) -> Stages:
+def build_stages(
+    options: Options, image_size: int, detector: FaceAlignment | None, resolver: LipSuperResolver | None = None
+) -> Stages:
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
+    if resolver is not None:
+        enhance = partial(resolver.enhance, face_hide_percentage=hidden)
+        stages.append(("super-resolution", in_batches(enhance, SR_BATCH)))
     if options.sharpening_strength:
         strength = options.sharpening_strength
         stages.append(
@@ -197,14 +213,19 @@ def write_result(
 
 @dataclass(frozen=True)
 class Tools:
-    """What jobs share. The keys: what stored faces and samples depend on besides options and inputs; else empty."""
+    """What jobs share. The keys: what stored faces and samples depend on besides options and inputs.
+
+    :param batch_size: frames that are sampled at once.
+    """
 
     config: ModelConfig
     sampler: Sampler
+    batch_size: int
     detector: FaceAlignment | None
     face_key: dict[str, Any]
     sampler_key: dict[str, Any]
     ranks: Ranks
+    resolver: LipSuperResolver | None = None
 
 
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
@@ -213,28 +234,33 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
     checkpoint = load_checkpoint(options.model_path, model_flags)
     config = checkpoint.config
     diffusion = create_gaussian_diffusion(config, options.timestep_respacing)
-    fp16 = options.use_fp16 and device.type == "cuda"
-    if options.use_fp16 and not fp16 and ranks.rank == 0:
-        print(f"notice: --use_fp16 True has no effect on {device.type}: the network runs in float32", file=sys.stderr)
+    engine = choose_engine(options.engine, options.precision, device, options.use_fp16, options.compile)
+    if ranks.rank == 0:
+        print(f"notice: the network runs with {engine}", file=sys.stderr)
     detector = None
     if not options.is_voxceleb2:
         detector = FaceAlignment(
             options.face_detector, str(device), options.detection_size, options.face_det_batch_size
         )
-    face_key, sampler_key = {}, {}
-    if options.work_dir is not None:
-        if detector is not None:
-            face_key = detector.fingerprint()
-        sampler_key = {
-            "checkpoint": file_digest(options.model_path),
-            "config": dataclasses.asdict(config),
-            "arithmetic": [device.type, fp16],
-        }
+    resolver = None
+    if options.super_resolution and options.sr_strength:
+        resolver = LipSuperResolver(options.sr_model, options.sr_strength, device)
+    digest = file_digest(options.model_path)
+    batch_size = (
+        largest_batch(config, engine)
+        if options.sampling_batch_size is None
+        else options.sampling_batch_size * config.nframes
+    )
+    face_key = {} if detector is None or options.work_dir is None else detector.fingerprint()
+    sampler_key = {
+        "checkpoint": digest, "config": dataclasses.asdict(config), "arithmetic": engine.key, "batch_size": batch_size
+    }  # fmt: skip
+    cache = Path(options.work_dir) if options.work_dir is not None else user_cache_path("lip-sync")
     sampler = DiffusionSampler(
-        load_model(checkpoint, device, fp16), diffusion, config, device, options.sampler_name, options.clip_denoised,
-        options.sampling_seed, options.face_hide_percentage,
+        load_denoiser(checkpoint, digest, engine, cache), diffusion, config, device, options.sampler_name,
+        options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
     )  # fmt: skip
-    return Tools(config, sampler, detector, face_key, sampler_key, ranks)
+    return Tools(config, sampler, batch_size, detector, face_key, sampler_key, ranks, resolver)
 
 
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
@@ -252,10 +278,10 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     )
     if ranks.rank == 0:
         tell_unheard(float((clip.n_windows - playback.n_output) / clip.video.fps))
-    batch_size = options.sampling_batch_size * tools.config.nframes
+    batch_size = tools.batch_size
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler: Sampler = timings.measure("sample")(tools.sampler)
+    sampler = timed(tools.sampler, timings)
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)
@@ -266,11 +292,21 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
         for _ in items:
             pass
         return None
-    stages = build_stages(options, tools.config.image_size, tools.detector)
+    stages = build_stages(options, tools.config.image_size, tools.detector, tools.resolver)
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)
-    return {**dataclasses.asdict(job), **said, "stages": [name for name, _ in stages]}
+    return {**dataclasses.asdict(job), **said, "stages": [name for name, _ in stages], "sampler": tools.sampler_key}
+
+
+def timed(sampler: Sampler, timings: Timings) -> Sampler:
+    """The sampler, its time and that of the waits for its crops added to "sample"."""
+
+    @timings.measure("sample")
+    def begin(batch: SampleBatch) -> Crops:
+        return timings.measure("sample")(sampler(batch))
+
+    return begin
 
 
 def tell_unheard(seconds: float) -> None:

@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 from face_detection.api import LIP
 from face_detection.lip_metrics import landmark_distance, mouth_opening
 from guided_diffusion.streams import Box, Face, Item, Stage
-from guided_diffusion.tfg_data_util import create_gradient_mask, inside_frame, resize_crop, to_levels
+from guided_diffusion.tfg_data_util import Slices, create_gradient_mask, inside_frame, resize_crop, to_levels
 from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
 
 # ---------------------------------------------------------------------------------------------------------- the paste
@@ -413,6 +413,25 @@ def lip_sharpness(frame: np.ndarray, lip_landmarks: np.ndarray) -> float:
     return float(laplacian.var()) if laplacian.size else float("nan")
 
 
+LIP_MARGIN = 0.25
+
+
+def compared_regions(face: Face, size: tuple[int, ...]) -> dict[str, Slices]:
+    """Rows and columns of what a result is compared with a true picture in: face, lower and lips.
+
+    The face's box, its lower half, and the lips' bounding box grown by LIP_MARGIN of its width on each side. They are
+    empty where they are outside a frame of this (height, width, ...); without landmarks there are no lips.
+    """
+    y1, y2, x1, x2 = face.box
+    boxes = {"face": face.box, "lower": ((y1 + y2) // 2, y2, x1, x2)}
+    if face.landmarks is not None and np.isfinite(face.landmarks[LIP]).all():
+        low, high = face.landmarks[LIP].min(axis=0), face.landmarks[LIP].max(axis=0)
+        margin = LIP_MARGIN * (high[0] - low[0])
+        (left, top), (right, bottom) = np.floor(low - margin).astype(int), np.ceil(high + margin).astype(int)
+        boxes["lips"] = (int(top), int(bottom), int(left), int(right))
+    return {name: inside_frame(box, size)[0] for name, box in boxes.items()}
+
+
 CHROMA_MARGIN = 5
 """Pixels around a changed area that change too when the chroma's resolution is halved and restored (measured)."""
 
@@ -455,9 +474,14 @@ class Metric(NamedTuple):
 METRICS = (
     Metric("image", "psnr_face", "dB, face box, against the reference; higher is better", -1),
     Metric("image", "psnr_lower", "dB, lower half of the box; higher is better", -1),
+    Metric("image", "psnr_lips", "dB, the lips and a quarter of their width around; higher is better", -1),
     Metric("image", "ssim_face", "face box; 1 is equal", -1),
     Metric("image", "ssim_lower", "lower half of the box; 1 is equal", -1),
-    Metric("image", "lpips_face", "face box; 0 is equal"),
+    Metric("image", "ssim_lips", "the lips' region; 1 is equal", -1),
+    Metric("image", "ms_ssim_lips", "the lips' region at three scales; 1 is equal", -1),
+    Metric("image", "lpips_face", "perceptual distance, face box; 0 is equal", 1),
+    Metric("image", "lpips_lower", "lower half of the box; 0 is equal", 1),
+    Metric("image", "lpips_lips", "the lips' region; 0 is equal", 1),
     Metric("seam", "seam_mask", "step at the mask's upper edge / the source's own; 1 is no seam", 1),
     Metric("seam", "seam_box", "step at the box's sides and lower edge / the source's own; 1 is no seam", 1),
     Metric("colour", "delta_e_excess", "ΔE2000 across the box's contour less the source's; 0 is no cast", 1),
@@ -477,15 +501,16 @@ METRICS = (
     Metric("untouched", "outside_difference", "largest difference from the source outside the box, in levels", 1),
 )
 """All that is known to measure of a result. `QualityMeter` measures what needs pictures alone, scripts/evaluate.py adds
-lpips_face, sync_*, truth_r and lse_*."""
+lpips_*, ms_ssim_lips, sync_*, truth_r and lse_*."""
 
-REFERENCE_METRICS = ("psnr_face", "psnr_lower", "ssim_face", "ssim_lower", "lmd")
-"""Those that compare the result with the true pictures."""
+REFERENCE_METRICS = ("psnr_face", "psnr_lower", "psnr_lips", "ssim_face", "ssim_lower", "ssim_lips", "lmd")
+"""Those of `QualityMeter` that compare the result with the true pictures."""
 
 RATIOS = ("seam_mask", "seam_box", "lip_sharpness")  # of the result over the source
 
 FRAME_MEASURES = (
-    "mse_face", "mse_lower", "ssim_face", "ssim_lower", "lmd", "delta_e_excess", "outside_difference", "mouth_opening",
+    "mse_face", "mse_lower", "mse_lips", "ssim_face", "ssim_lower", "ssim_lips", "lmd", "delta_e_excess",
+    "outside_difference", "mouth_opening",
     *(f"{name}_{of}" for name in RATIOS for of in ("result", "source")),
 )  # fmt: skip
 
@@ -517,9 +542,7 @@ def measure_frame(
         values[f"lip_sharpness_{of}"] = np.nan if face.landmarks is None else lip_sharpness(frame, face.landmarks[LIP])
     if reference is None:
         return values
-    y1, y2, x1, x2 = box
-    for part, top in (("face", y1), ("lower", (y1 + y2) // 2)):
-        region, _ = inside_frame((top, y2, x1, x2), source.shape)
+    for part, region in compared_regions(face, source.shape).items():
         values[f"mse_{part}"], values[f"ssim_{part}"] = _mse_and_ssim(result[region], reference[region])
     true_landmarks = find_landmarks(reference, box)
     if landmarks is not None and true_landmarks is not None:
@@ -561,6 +584,14 @@ class QualityScores:
             self.not_measured[name] = reason
 
 
+def known_face(item: Item, find_landmarks: FindLandmarks) -> Face | None:
+    """The item's face with landmarks, where they can be found; None where its box is outside the frame."""
+    face = item.face
+    if face is None or not item.frame[inside_frame(face.box, item.frame.shape)[0]].size:
+        return None
+    return face if face.landmarks is not None else replace(face, landmarks=find_landmarks(item.frame, face.box))
+
+
 class QualityMeter:
     """What a result's pictures alone tell of its quality, frame by frame: fed in order, it keeps numbers, not frames.
 
@@ -583,11 +614,7 @@ class QualityMeter:
         :param reference: what the picture should be, of the same size.
         :raises InputError: the picture's size is not the frame's.
         """
-        face = item.face
-        if face is not None and not item.frame[inside_frame(face.box, item.frame.shape)[0]].size:
-            face = None
-        elif face is not None and face.landmarks is None:
-            face = replace(face, landmarks=self.find_landmarks(item.frame, face.box))
+        face = known_face(item, self.find_landmarks)
         item = replace(item, face=face)
         self._flicker.update(item)
         self._warp.update(item)
@@ -614,11 +641,11 @@ class QualityMeter:
             quotient = ratio(np.array(_over_time(np.nanmean, result)), np.array(_over_time(np.nanmean, source)))
             scores.add(name, float(quotient), no_face)
         if self._has_reference:
-            for part in ("face", "lower"):
+            for part in ("face", "lower", "lips"):
                 scores.series[f"psnr_{part}"] = psnr(measured[f"mse_{part}"])
                 mean_square = _over_time(np.nanmean, measured[f"mse_{part}"])
                 scores.add(f"psnr_{part}", float(psnr(mean_square)), no_face)
-            for name in ("ssim_face", "ssim_lower", "lmd"):
+            for name in ("ssim_face", "ssim_lower", "ssim_lips", "lmd"):
                 scores.series[name] = measured[name]
                 scores.add(name, _over_time(np.nanmean, measured[name]), no_face)
         self._add_temporal(scores)

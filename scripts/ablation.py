@@ -32,6 +32,7 @@ from guided_diffusion.store import content_key, file_digest, replace_when_comple
 from guided_diffusion.video_util import VideoWriter, count_frames, open_video
 
 GENERATE = ROOT / "generate.py"
+ORACLE = ROOT / "scripts" / "oracle.py"
 EVALUATE = ROOT / "scripts" / "evaluate.py"
 OWN_FLAGS = ("--model_path", "--video_path", "--audio_path", "--out_path", "--save_orig", "--work_dir", "--stats")
 CUT_FPS = 25
@@ -81,6 +82,7 @@ class Clip:
 
     audio: None takes the video's own sound. part: the share [start, end) of the video that is used, and of its own
     sound; another `audio` is used from its beginning. reference: the video is what the result should look like.
+    oracle: flags of scripts/oracle.py, which then stands in for generate.py; none: the network is used.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Clip:
     part: tuple[float, float] | None
     flags: list[str]
     reference: bool
+    oracle: list[str]
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Config:
-    """`flags` hold for all runs; a clip's come after them, then a row's: the last of equal flags counts."""
+    """`flags` hold for all runs; a clip's come after them, then a row's: the last of equal flags counts.
+
+    lpips_weights: for scripts/evaluate.py; None leaves it its default.
+    """
 
     model_path: Path
+    lpips_weights: Path | None
     flags: list[str]
     clips: list[Clip]
     rows: list[Row]
@@ -132,6 +139,9 @@ TEXT = Kind("a text that is not empty", lambda value: isinstance(value, str) and
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 FLAGS = Kind("a list of texts", _are_flags)
 PART = Kind("two shares [start, end], 0 <= start < end <= 1", _is_part)
+SAMPLER = Kind("network or oracle", lambda value: value in ("network", "oracle"))
+SIZE = Kind("a size in pixels, such as 128", lambda value: type(value) is int and value > 0)
+SEED = Kind("a whole number from 0 up", lambda value: type(value) is int and value >= 0)
 TABLES = Kind("one or more tables, each under [[clips]] or [[rows]]", _are_tables)
 
 
@@ -150,9 +160,12 @@ def read_config(path: Path) -> Config:
         raise InputError(f"{path}: is not TOML: {error}") from None
     folder = path.resolve().parent
     where = str(path)
-    check_keys(data, where, {"model_path": TEXT, "flags": FLAGS, "clips": TABLES, "rows": TABLES}, {})
+    required = {"model_path": TEXT, "flags": FLAGS, "clips": TABLES, "rows": TABLES}
+    check_keys(data, where, required, {"lpips_weights": TEXT})
+    weights = data.get("lpips_weights")
     config = Config(
         find_file(folder, data["model_path"], f"{where}: model_path"),
+        None if weights is None else find_file(folder, weights, f"{where}: lpips_weights"),
         data["flags"],
         [_read_clip(table, folder, f"{where}: clip {number}") for number, table in enumerate(data["clips"], 1)],
         [_read_row(table, f"{where}: row {number}") for number, table in enumerate(data["rows"], 1)],
@@ -169,7 +182,8 @@ def read_config(path: Path) -> Config:
 
 def _read_clip(table: dict[str, Any], folder: Path, where: str) -> Clip:
     required = {"name": TEXT, "group": TEXT, "video": TEXT}
-    check_keys(table, where, required, {"audio": TEXT, "part": PART, "flags": FLAGS, "reference": TRUTH})
+    optional = {"audio": TEXT, "part": PART, "flags": FLAGS, "reference": TRUTH}
+    check_keys(table, where, required, {**optional, "sampler": SAMPLER, "oracle_size": SIZE, "oracle_flicker": SEED})
     return Clip(
         table["name"],
         table["group"],
@@ -178,7 +192,21 @@ def _read_clip(table: dict[str, Any], folder: Path, where: str) -> Clip:
         tuple(table["part"]) if "part" in table else None,
         table.get("flags", []),
         table.get("reference", False),
+        _read_oracle(table, where),
     )
+
+
+def _read_oracle(table: Mapping[str, Any], where: str) -> list[str]:
+    options = [(name, table[name]) for name in ("oracle_size", "oracle_flicker") if name in table]
+    if table.get("sampler") != "oracle":
+        if options:
+            raise InputError(f"{where}: {options[0][0]} is the oracle's; give sampler = \"oracle\" too, or drop it")
+        return []
+    if not table.get("reference"):
+        raise InputError(f"{where}: the oracle shows the video's own mouth; give reference = true")
+    if "oracle_size" not in table:
+        raise InputError(f"{where}: oracle_size is missing; give {SIZE.allowed}")
+    return [text for name, value in options for text in (f"--{name}", str(value))]
 
 
 def _read_row(table: dict[str, Any], where: str) -> Row:
@@ -239,12 +267,13 @@ def run_all(config: Config, out: Path) -> list[Run]:
     """
     inputs = [cut(clip, out / "cuts") for clip in config.clips]
     config_path = config.model_path.with_suffix(".json")
-    model_digests = [file_digest(str(path)) for path in (config.model_path, config_path) if path.is_file()]
+    files = [config.model_path, config_path, *([config.lpips_weights] if config.lpips_weights else [])]
+    model_digests = [file_digest(str(path)) for path in files if path.is_file()]
     runs: list[Run] = []
     for clip, (video, audio) in zip(config.clips, inputs, strict=True):
         digests = [*model_digests, file_digest(str(video)), file_digest(str(audio))]
         for row in config.rows:
-            flags = [*config.flags, *clip.flags, *row.flags]
+            flags = [*clip.oracle, *config.flags, *clip.flags, *row.flags]
             key = content_key({"inputs": digests, "flags": flags, "reference": clip.reference})
             generate = [
                 *flags, "--model_path", str(config.model_path), "--video_path", str(video), "--audio_path", str(audio),
@@ -252,6 +281,7 @@ def run_all(config: Config, out: Path) -> list[Run]:
             ]  # fmt: skip
             evaluate = ["--source", str(video), "--audio", str(audio)]
             evaluate += ["--reference", str(video)] if clip.reference else []
+            evaluate += ["--lpips_weights", str(config.lpips_weights)] if config.lpips_weights else []
             runs.append(run_one(clip, row, out / "runs" / key, generate, evaluate))
             outcome = f"failed: {runs[-1].error}" if runs[-1].error else runs[-1].result
             print(f"{len(runs)}/{len(config.clips) * len(config.rows)} {clip.name}, {row.name}: {outcome}", flush=True)
@@ -266,7 +296,7 @@ def run_one(clip: Clip, row: Row, folder: Path, generate: Sequence[str], evaluat
     try:
         if not (result.is_file() and stats.is_file()):
             metrics.unlink(missing_ok=True)
-            execute(GENERATE, [*generate, "--out_path", str(result), "--stats", str(stats)])
+            execute(ORACLE if clip.oracle else GENERATE, [*generate, "--out_path", str(result), "--stats", str(stats)])
         if not metrics.is_file():
             execute(EVALUATE, [str(result), *evaluate, "--stats", str(stats), "--json", str(metrics)])
         content = json.loads(metrics.read_text(encoding="utf-8"))

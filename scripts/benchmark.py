@@ -1,10 +1,11 @@
 """Speed and memory, each beside a baseline of the same run: `python scripts/benchmark.py --help`.
 
-sampling  seconds per image and step at the paper's size (random weights): a plain loop that encodes the audio anew at
-          every step in NCHW, against the sampler of generate.py; and the largest difference of their samples
 media     milliseconds per frame for decoding, face detection, pasting and encoding
 composite milliseconds per 590 x 590 frame for pasting, blending, sharpening, lip masks and their landmarks, as shares
           of the time that sampling a frame takes at the paper's size and in 25 steps
+super_resolution
+          milliseconds per frame and GFLOP of --super_resolution for crops of 64 and 128 px, lip regions of two sizes, 1
+          and 2 threads, with the networks that come with the project and the --sr_models given
 pipeline  milliseconds per frame of pass 2 with stubs of 10 and 30 ms a frame for a GPU's sampler, all in one thread and
           as streams; how long the stub was busy meanwhile, and the part that most time went into
 memory    peak resident size of a whole run with a stub for the sampler, for 6 and 60 s of one clip and 1 and 60 minutes
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import cycle, islice
@@ -27,19 +28,18 @@ from unittest.mock import patch
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
 
 import _path  # noqa: F401
 import generate
 from audio.hparams import front_end
+from benchmark_sampling import our_loop, random_batch, random_weights
 from face_detection.api import FaceAlignment
 from face_detection.playback import Playback
 from face_detection.tracks import fixed_track
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
-from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.logger import Timings, peak_memory, versions
-from guided_diffusion.sampling import SampleBatch, Sampler, plan_batches, sample
+from guided_diffusion.sampling import Crops, SampleBatch, plan_batches
 from guided_diffusion.script_util import (
     Checkpoint,
     ModelConfig,
@@ -48,12 +48,12 @@ from guided_diffusion.script_util import (
     load_model,
 )
 from guided_diffusion.streams import Box, Face, Item, Stage
-from guided_diffusion.tfg_data_util import resize_crop, sampling_noise, tfg_process_batch
-from guided_diffusion.unet import TFGModel
+from guided_diffusion.tfg_data_util import resize_crop
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
+from super_resolution import SR_BATCH, LipSuperResolver, add_at_box, lip_region
 
-PARTS = ("sampling", "media", "composite", "pipeline", "memory")
+PARTS = ("media", "composite", "super_resolution", "pipeline", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
 SECONDS_OF_VIDEO_AND_SOUND = ((6, 60), (60, 60), (6, 3600))
 PIPELINE_FRAMES = 200  # x264 looks ahead by 40, whose encoding comes at the end and beside nothing
@@ -69,8 +69,8 @@ def main() -> int:
         help="clips with a face, of which only pipeline takes more than the first; default one made of NASA's portrait",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, default=4, help="images per batch")
-    parser.add_argument("--respacing", default="ddim4", help="sampling steps, as generate.py's --timestep_respacing")
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many is printed")
+    parser.add_argument("--sr_models", nargs="*", default=[], metavar="NAME|FILE", help="more for super_resolution")
     parser.add_argument("--measure_memory", nargs=2, metavar=("VIDEO", "AUDIO"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
@@ -79,10 +79,10 @@ def main() -> int:
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     print(", ".join(f"{name} {version}" for name, version in versions().items()), f"{torch.get_num_threads()} threads")
-    if "sampling" in arguments.parts:
-        benchmark_sampling(arguments.batch, arguments.respacing, arguments.rounds)
     if "composite" in arguments.parts:
         benchmark_composite(arguments.batch)
+    if "super_resolution" in arguments.parts:
+        benchmark_super_resolution(["span_x2", "span_x4", *arguments.sr_models], arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:
         if {"media", "memory", "pipeline"} & set(arguments.parts):
             given = arguments.video or []
@@ -95,79 +95,6 @@ def main() -> int:
         if "memory" in arguments.parts:
             benchmark_memory(frames, Path(folder))
     return 0
-
-
-# --------------------------------------------------------------------------------------------------------- sampling
-
-
-def benchmark_sampling(n: int, respacing: str, rounds: int) -> None:
-    plain_model, our_model, batch = paper_sized(n)
-    diffusion = create_gaussian_diffusion(ModelConfig(), respacing)
-    loops = {
-        "plain loop": partial(plain_loop, plain_model, diffusion, batch),
-        "generate.py": partial(our_loop, our_model, diffusion, batch),
-    }
-    seconds, samples = alternate(loops, rounds)
-    size = ModelConfig().image_size
-    print(f"\nsampling, {size} px, {n} images, {diffusion.num_timesteps} steps, median of {rounds}")
-    for name, took in seconds.items():
-        print(f"  {name}: {took / n / diffusion.num_timesteps:.3f} s per image and step")
-    difference = (samples["plain loop"] - samples["generate.py"]).abs().max()
-    print(f"  plain / ours: {seconds['plain loop'] / seconds['generate.py']:.2f}; largest difference {difference:.1e}")
-
-
-def paper_sized(n: int) -> tuple[TFGModel, TFGModel, dict[str, Tensor]]:
-    """A random network as it is, the same as generate.py loads it, and a batch of n images for both."""
-    torch.manual_seed(0)
-    config = ModelConfig()
-    plain_model = random_weights(create_model(config)).eval()
-    our_model = load_model(Checkpoint(config, plain_model.state_dict(), "benchmark"), "cpu")
-    rng = np.random.default_rng(0)
-    size = config.image_size
-    crops = list(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8))
-    mels = rng.uniform(-4, 4, (n, config.audio_dim, 16)).astype(np.float32)
-    return plain_model, our_model, tfg_process_batch(crops, crops, mels, sampling_noise(n, size, 7), 0.5)
-
-
-def seconds_per_image(n: int) -> float:
-    """Of one sampling step in generate.py, in a batch of n images."""
-    _, model, batch = paper_sized(n)
-    diffusion = create_gaussian_diffusion(ModelConfig(), "ddim2")
-    our_loop(model, diffusion, batch)
-    return timed(lambda: our_loop(model, diffusion, batch)) / n / diffusion.num_timesteps
-
-
-def random_weights(model: TFGModel) -> TFGModel:
-    """PyTorch's own random weights everywhere: fresh networks have zeros in every branch, which compare equal."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d):
-            module.reset_parameters()
-    return model
-
-
-def plain_loop(model: TFGModel, diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> Tensor:
-    def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
-        return model(x, timesteps, batch["cond_img"], batch["ref_img"], batch["indiv_mels"], batch["mask"])
-
-    with torch.no_grad():
-        return diffusion.ddim_sample_loop(denoise, batch["noise"])
-
-
-def our_loop(model: TFGModel, diffusion: GaussianDiffusion, batch: dict[str, Tensor]) -> Tensor:
-    with torch.inference_mode():
-        return sample(model, diffusion.ddim_sample_loop, batch)
-
-
-def alternate(functions: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Call the functions in turn, so that a drift of the machine's speed meets all: median seconds and results."""
-    results = {name: function() for name, function in functions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            results[name] = function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}, results
 
 
 # ------------------------------------------------------------------------------------------------------------ media
@@ -259,10 +186,60 @@ def benchmark_composite(n: int) -> None:
         print(f"  {name}: {value:.2f} ms per frame, {100 * value / sampling:.3f} % of sampling")
 
 
+def seconds_per_image(n: int) -> float:
+    """Of one sampling step at the paper's size, in a batch of n images."""
+    config = ModelConfig()
+    checkpoint = Checkpoint(config, random_weights(create_model(config)).state_dict(), "benchmark")
+    model, diffusion = load_model(checkpoint, "cpu"), create_gaussian_diffusion(config, "ddim2")
+    run = partial(our_loop, model, diffusion, random_batch(config, n))
+    run()
+    return timed(run) / n / diffusion.num_timesteps
+
+
 def milliseconds(function: Callable[[], object], calls: int = 30) -> float:
     """The median of so many calls, after one that warms up."""
     function()
     return 1000 * statistics.median(timed(function) for _ in range(calls))
+
+
+# ------------------------------------------------------------------------------------------------- super-resolution
+
+
+def benchmark_super_resolution(models: Sequence[str], rounds: int) -> None:
+    """A batch of random crops for a box of 326 x 242; the lip region, and a half of the crop that is generated."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    print(f"\nsuper_resolution, batches of {SR_BATCH}, box 326 x 242, least of {rounds}")
+    face = Face(0, (0, 326, 0, 242))
+    for model in models:
+        resolver = LipSuperResolver(model)
+        for size in (64, 128):
+            crops = np.random.default_rng(0).random((SR_BATCH, size, size, 3), dtype=np.float32)
+            regions = {"lips": lip_region(crops.shape[1:], 0.5), "lower half": (size // 2, size, 0, size)}
+            for name, region in regions.items():
+
+                def run(resolver: LipSuperResolver = resolver, crops: np.ndarray = crops, region: Box = region) -> None:
+                    for crop, detail in zip(crops, resolver.lip_detail(crops, region), strict=True):
+                        add_at_box(Item(crop, face, crop), detail)
+
+                with FlopCounterMode(display=False) as counter:
+                    run()
+                y1, y2, x1, x2 = region
+                ms = {threads: 1000 * with_threads(threads, run, rounds) / SR_BATCH for threads in (1, 2)}
+                print(
+                    f"  {Path(model).stem}, {size} px, {name} {y2 - y1} x {x2 - x1}: "
+                    f"{counter.get_total_flops() / SR_BATCH / 1e9:.1f} GFLOP, "
+                    + ", ".join(f"{value:.1f} ms on {threads} threads" for threads, value in ms.items())
+                )
+
+
+def with_threads(n: int, function: Callable[[], object], rounds: int) -> float:
+    """The least seconds of so many calls in n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    seconds = min(timed(function) for _ in range(rounds))
+    torch.set_num_threads(before)
+    return seconds
 
 
 # --------------------------------------------------------------------------------------------------------- pipeline
@@ -311,15 +288,15 @@ def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -
     )  # fmt: skip
     config, timings, job = ModelConfig(), Timings(), generate.single_job(options)
 
-    def stub(batch: SampleBatch) -> np.ndarray:
+    def stub(batch: SampleBatch) -> Crops:
         time.sleep(stub_ms * len(batch.crops) / 1000)  # as a GPU does, it leaves the interpreter to others
-        return np.stack([resize_crop(crop, config.image_size, config.image_size) for crop in batch.crops])
+        return partial(resized, batch, config.image_size)
 
     clip = generate.open_clip(job, options, front_end(config))
     playback = Playback(clip.video, fixed_track(PIPELINE_FRAMES, box), clip.n_windows)
-    size = options.sampling_batch_size * config.nframes
+    size = 2 * config.nframes
     batches = plan_batches(playback.n_output, size, playback.shot_starts)
-    sampler: Sampler = timings.measure("sample")(stub)
+    sampler = generate.timed(stub, timings)
     stages = generate.build_stages(options, config.image_size, None)
 
     def run() -> None:
@@ -329,6 +306,10 @@ def second_pass(video: str, audio: str, box: Box, stub_ms: float, preset: str) -
             generate.write_result(job, clip.video, stream, playback.n_output, stages, options, timings)
 
     return timed(run), timings
+
+
+def resized(batch: SampleBatch, size: int) -> np.ndarray:
+    return np.stack([resize_crop(crop, size, size) for crop in batch.crops])
 
 
 # ----------------------------------------------------------------------------------------------------------- memory
@@ -360,12 +341,12 @@ def measure_memory(video: str, audio: str) -> float:
         face_detector="dlib", sampling_seed=7, save_orig=False,
     )  # fmt: skip
 
-    size = ModelConfig().image_size
+    config = ModelConfig()
 
-    def stub(batch: SampleBatch) -> np.ndarray:
-        return np.stack([resize_crop(crop, size, size) for crop in batch.crops])
+    def stub(batch: SampleBatch) -> Crops:
+        return partial(resized, batch, config.image_size)
 
-    tools = generate.Tools(ModelConfig(), stub, FaceAlignment("dlib"), {}, {}, Ranks())
+    tools = generate.Tools(config, stub, 2 * config.nframes, FaceAlignment("dlib"), {}, {}, Ranks())
     generate.lip_sync(generate.single_job(options), options, tools)
     return peak_memory()["rss"]
 

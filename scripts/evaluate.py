@@ -12,7 +12,7 @@ import html
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 import _path  # noqa: F401
 from audio.audio import load_speech, rms_envelope
@@ -33,10 +32,21 @@ from guided_diffusion.store import file_digest, replace_when_complete
 from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import inside_frame
 from guided_diffusion.video_util import VideoSource, count_frames, open_video
-from post_processing import METRICS, REFERENCE_METRICS, Metric, QualityMeter, QualityScores
+from perceptual import FETCH, WEIGHTS, Distance, load_lpips, ms_ssim
+from post_processing import (
+    METRICS,
+    REFERENCE_METRICS,
+    FindLandmarks,
+    Metric,
+    QualityMeter,
+    QualityScores,
+    compared_regions,
+    known_face,
+)
 
 N_WORST = 3
 FACE_HIDE_PERCENTAGE = 0.5
+MS_SSIM, LPIPS = "ms_ssim_lips", ("lpips_face", "lpips_lower", "lpips_lips")
 SYNCNET_SHA256 = "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442"
 
 
@@ -150,34 +160,46 @@ def measure_truth(path: str | None, evaluation: Evaluation) -> None:
     evaluation.add("truth_r", r, "the mouth or the truth does not move")
 
 
-def measure_lpips(clips: Clips, evaluation: Evaluation) -> None:
-    """LPIPS over the face box (Zhang et al. 2018, AlexNet), when its backbone's weights are on this machine."""
-    backbone = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
+def measure_perception(
+    clips: Clips, find_landmarks: FindLandmarks, weights: str | None, evaluation: Evaluation
+) -> None:
+    """LPIPS of the compared regions, where AlexNet's features are at hand, and the lips' multi-scale SSIM.
+
+    :param weights: a file with AlexNet's features; None takes the one in checkpoints/, if it is there.
+    :raises InputError: the file that is named is not there or not the right one.
+    """
+    path = Path(weights or WEIGHTS)
+    if weights is not None and not path.is_file():
+        raise InputError(f"--lpips_weights {weights}: no such file; make it by {FETCH}")
     if clips.reference is None:
-        evaluation.not_measured["lpips_face"] = "needs --reference"
+        evaluation.not_measured |= dict.fromkeys((MS_SSIM, *LPIPS), "needs --reference")
         return
-    if not backbone.is_file():
-        evaluation.not_measured["lpips_face"] = (
-            f"no {backbone.name}; get it: python -c "
-            "'import torchvision; torchvision.models.alexnet(weights=\"DEFAULT\")'"
-        )
-        return
+    if not path.is_file():
+        evaluation.not_measured |= dict.fromkeys(LPIPS, f"no checkpoints/{path.name}; make it by {FETCH}")
     try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        measures = {MS_SSIM: ms_ssim} | (dict.fromkeys(LPIPS, load_lpips(path)) if path.is_file() else {})
+        series = _of_regions(clips, find_landmarks, measures)
     except ImportError as error:
-        evaluation.not_measured["lpips_face"] = f"{error}; pip install torchmetrics"
+        evaluation.not_measured |= dict.fromkeys((MS_SSIM, *LPIPS), f"{error}; pip install torchmetrics")
         return
-    lpips = LearnedPerceptualImagePatchSimilarity("alex").eval()
-    values = np.full(clips.n_frames, np.nan)
+    for name, values in series.items():
+        evaluation.series[name] = values
+        mean = np.nan if np.isnan(values).all() else float(np.nanmean(values))
+        evaluation.add(name, mean, "in no frame the face is known and large enough")
+
+
+def _of_regions(clips: Clips, find_landmarks: FindLandmarks, measures: Mapping[str, Distance]) -> dict[str, np.ndarray]:
+    """Per frame what each measure, whose name ends in that of a region, says of the result and the reference there."""
+    series = {name: np.full(clips.n_frames, np.nan) for name in measures}
     for index, (item, reference) in enumerate(clips.items()):
-        if item.face is not None and item.picture is not None and reference is not None:
-            region, _ = inside_frame(item.face.box, reference.shape)
-            crops = (frame[region] for frame in (item.picture, reference))
-            tensors = [torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for crop in crops]
-            with torch.inference_mode():
-                values[index] = float(lpips(*tensors))
-    evaluation.series["lpips_face"] = values
-    evaluation.add("lpips_face", float(np.nanmean(values)), "no frame with a face")
+        face = known_face(item, find_landmarks)
+        if face is None or item.picture is None or reference is None:
+            continue
+        regions = compared_regions(face, item.frame.shape)
+        for name, measure in measures.items():
+            if region := regions.get(name.rsplit("_", 1)[1]):
+                series[name][index] = measure(item.picture[region], reference[region])
+    return series
 
 
 def measure_lse(result_path: str, weights: str | None, evaluation: Evaluation) -> None:
@@ -338,6 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", help="the true video, when there is one (reconstruction)")
     parser.add_argument("--truth", help="JSON with the true mouth opening of the speech (scripts/make_sample.py)")
     parser.add_argument("--face_detector", default="dlib", choices=DETECTORS)
+    parser.add_argument("--lpips_weights", help=f"AlexNet's features, for LPIPS; default checkpoints/{WEIGHTS.name}")
     parser.add_argument("--syncnet_weights", help="folder of SyncNet's weights, for LSE-C and LSE-D")
     parser.add_argument("--stats", help="what generate.py --stats wrote, for the cost and --face_hide_percentage")
     parser.add_argument(
@@ -362,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluation.not_measured |= dict.fromkeys(REFERENCE_METRICS, "needs --reference")
         measure_sync(clips, arguments.audio, evaluation)
         measure_truth(arguments.truth, evaluation)
-        measure_lpips(clips, evaluation)
+        measure_perception(clips, detector.get_landmarks_from_image, arguments.lpips_weights, evaluation)
         measure_lse(arguments.result, arguments.syncnet_weights, evaluation)
         _write(arguments.json, lambda: json.dumps(evaluation.as_json(), indent=2))
         _write(arguments.html, lambda: report_html(evaluation, clips, Path(arguments.result).name))

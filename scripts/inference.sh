@@ -23,6 +23,9 @@ if [[ $NUM_GPUS =~ ^[1-9][0-9]*$ ]]; then :; else
   echo "inference.sh: error: NUM_GPUS=$NUM_GPUS: give a whole number from 1 up" >&2; exit 2
 fi
 if [ "$NUM_GPUS" -gt 1 ]; then
+  # a share of the cores for each; torchrun would give each one thread
+  cores=$(getconf _NPROCESSORS_ONLN)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores + NUM_GPUS - 1) / NUM_GPUS))}
   # several machines: TORCHRUN_ARGS="--nnodes 2 --node_rank 0 --rdzv_backend c10d --rdzv_endpoint HOST:PORT"
   read -ra torchrun_args <<<"${TORCHRUN_ARGS:---standalone}"
   launch=("$PYTHON" -m torch.distributed.run "${torchrun_args[@]}" --nproc_per_node "$NUM_GPUS")

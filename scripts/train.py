@@ -256,7 +256,9 @@ class Validation:
         inputs = tfg_process_batch(crops, refs, mels, noise, HIDE_PERCENTAGE, self.device)
         network_inputs = inputs if self.config.use_ref else {k: v for k, v in inputs.items() if k != "ref_img"}
         generated = sample(model, self.sheet_diffusion.ddim_sample_loop, network_inputs)
-        hidden, samples = (sample_to_crops(x, inputs["image"], inputs["mask"]) for x in (noise, generated))
+        hidden, samples = (
+            sample_to_crops(x, inputs["image"], inputs["mask"]).cpu().numpy() for x in (inputs["noise"], generated)
+        )
         columns = [np.concatenate(list(column)) for column in (crops, refs, hidden, samples)]
         enlarge = -(-SHEET_SIDE // size)
         return np.concatenate(columns, axis=1).repeat(enlarge, axis=0).repeat(enlarge, axis=1)

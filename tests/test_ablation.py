@@ -49,7 +49,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.out = path / "out é"
-        for name, content in (("generate.py", GENERATE), ("evaluate.py", EVALUATE)):
+        for name, content in (("generate.py", GENERATE), ("oracle.py", GENERATE), ("evaluate.py", EVALUATE)):
             (path / name).write_text(content)
         (path / "net.pt").write_text("weights")
         (path / "my clip.mp4").write_text("video")  # 5 bytes: psnr 30.5
@@ -82,6 +82,7 @@ class Folder:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     folder = Folder(tmp_path)
     monkeypatch.setattr(ablation, "GENERATE", tmp_path / "generate.py")
+    monkeypatch.setattr(ablation, "ORACLE", tmp_path / "oracle.py")
     monkeypatch.setattr(ablation, "EVALUATE", tmp_path / "evaluate.py")
     return folder
 
@@ -179,6 +180,26 @@ def test_failing_evaluation_keeps_the_result(folder: Folder) -> None:
     (folder.path / "evaluate.py").write_text(EVALUATE)
     assert folder.run(TOP + CLIP + BASE) == 0
     assert folder.n_calls() == (1, 1)
+
+
+def test_oracle_stands_in_for_the_network(folder: Folder) -> None:
+    oracle = 'sampler = "oracle"\noracle_size = 128\n'
+    assert folder.run(TOP + CLIP + 'sampler = "network"\n' + OTHER + oracle + BASE + LESS) == 0
+    assert folder.n_calls() == (2, 4)
+    first, _ = folder.calls("oracle")
+    assert first[:6] == ["--oracle_size", "128", "--sampling_seed", "7", "--pads", "1"]
+    assert folder.run(TOP + OTHER + oracle + "oracle_flicker = 3\n" + BASE) == 0
+    assert folder.calls("oracle")[-1][:4] == ["--oracle_size", "128", "--oracle_flicker", "3"]
+
+
+def test_lpips_weights_are_handed_on(folder: Folder) -> None:
+    (folder.path / "alexnet.pth").write_text("weights")
+    config = 'lpips_weights = "alexnet.pth"\n' + TOP + CLIP + BASE
+    assert folder.run(config) == 0
+    assert pairs(folder.calls("evaluate")[0][1:])["--lpips_weights"] == str(folder.path / "alexnet.pth")
+    (folder.path / "alexnet.pth").write_text("others")
+    assert folder.run(config) == 0
+    assert folder.n_calls() == (2, 2)
 
 
 # --- the part of a clip
@@ -296,7 +317,7 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
     ("change", "said"),
     [
         (lambda _: "flags = [", "is not TOML"),
-        (lambda config: "fps = 3\n" + config, "unknown key 'fps'; allowed are model_path, flags, clips, rows"),
+        (lambda config: "fps = 3\n" + config, "unknown key 'fps'; allowed are model_path, flags, clips, rows, lpips"),
         (replaced('flags = ["--sampling_seed", "7"]', ""), "flags is missing"),
         (replaced('"--sampling_seed", "7"', '"--sampling_seed", 7'), "give a list of texts"),
         (replaced("net.pt", "no.pt"), "model_path 'no.pt': no such file"),
@@ -311,6 +332,12 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced("reference = true", "part = [0.5, 0.5]"), "clip 2: part = [0.5, 0.5]"),
         (replaced("reference = true", "part = [0, nan]"), "clip 2: part"),
         (replaced("reference = true", "refrence = true"), "clip 2: unknown key 'refrence'"),
+        (replaced("reference = true", "oracle_size = 64"), "clip 2: oracle_size is the oracle's"),
+        (replaced("reference = true", 'sampler = "oracle"\noracle_size = 64'), "clip 2: the oracle shows"),
+        (replaced("reference = true", 'reference = true\nsampler = "oracle"'), "clip 2: oracle_size is missing"),
+        (replaced("reference = true", 'sampler = "orakel"'), "clip 2: sampler = 'orakel'; give network or oracle"),
+        (replaced("reference = true", "oracle_flicker = -1"), "clip 2: oracle_flicker = -1; give a whole number"),
+        (lambda config: 'lpips_weights = "no.pth"\n' + config, "lpips_weights 'no.pth': no such file"),
         (replaced('name = "baseline"\n', ""), "row 1: name is missing"),
         (lambda config: config + '[[rows]]\nname = "x"\nflags = ["--out_path=a.mp4"]', "is set by ablation.py itself"),
     ],

@@ -19,7 +19,8 @@ from guided_diffusion.video_util import open_video
 FPS = 25
 N_FRAMES = 50
 IDEAL = {
-    "psnr_face": 100, "psnr_lower": 100, "ssim_face": 1, "ssim_lower": 1, "seam_mask": 1, "seam_box": 1,
+    "psnr_face": 100, "psnr_lower": 100, "psnr_lips": 100, "ssim_face": 1, "ssim_lower": 1, "ssim_lips": 1,
+    "seam_mask": 1, "seam_box": 1,
     "delta_e_excess": 0, "delta_e_deviation": 0, "flicker_brightness": 1, "flicker_texture": 1, "warp_error": 1,
     "lmd": 0, "lip_sharpness": 1, "outside_difference": 0,
 }  # fmt: skip
@@ -57,6 +58,11 @@ def values_of(result: str, clip: dict[str, str], folder: Path, *more: str) -> di
     return json.loads((folder / "v.json").read_text())
 
 
+@pytest.fixture(autouse=True)
+def no_alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "WEIGHTS", tmp_path / "alexnet_features.pth")
+
+
 def test_a_video_against_itself_is_ideal(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,10 +74,26 @@ def test_a_video_against_itself_is_ideal(
     for metric in evaluate.METRICS:
         assert sum(line.split()[1] == metric.name for line in lines if line.startswith(metric.group)) == 1
     assert {"lpips_face", "lse_c", "lse_d"} <= said["not_measured"].keys()
+    assert "large enough" in said["not_measured"]["ms_ssim_lips"]
     text = page.read_text()
     assert "seam_box" in text
     assert text.count("data:image/") > 5
     assert 'src="http' not in text
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_lpips_of_three_regions(
+    named: bool, clip: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AlexNet's file, named or in checkpoints/; the regions that are compared are the picture's."""
+    weights = tmp_path / ("mine.pth" if named else "alexnet_features.pth")
+    weights.touch()
+    monkeypatch.setattr(evaluate, "load_lpips", lambda _path: lambda picture, _reference: picture.size)
+    given = ["--lpips_weights", str(weights)] if named else []
+    short = str(write_video(tmp_path / "short.mp4", swaying_face()[:3]))
+    metrics = values_of(short, clip, tmp_path, "--reference", clip["source"], *given)["metrics"]
+    assert metrics["lpips_face"] == pytest.approx(2 * metrics["lpips_lower"], rel=0.02)
+    assert metrics["lpips_lower"] > metrics["lpips_lips"] > 0
 
 
 def spoiled(name: str, source: str) -> np.ndarray:
@@ -107,6 +129,7 @@ def spoiled(name: str, source: str) -> np.ndarray:
         ("step", "seam_box", 1.5, 9),
         ("step", "seam_mask", 1.5, 9),
         ("step", "psnr_lower", 20, 26),
+        ("step", "psnr_lips", 20, 26),
         ("cast", "delta_e_excess", 1, 20),
         # encoding twice halves the colour resolution twice
         ("step", "outside_difference", 0, 16),
@@ -215,6 +238,7 @@ def test_bad_input_is_one_line_and_status_2(
         ([clip["source"], "--source", clip["source"], "--stats", str(text)], "--stats"),
         ([clip["source"], "--source", clip["source"], "--face_hide_percentage", "1.5"], "--face_hide_percentage 1.5"),
         ([clip["source"], "--source", clip["source"], "--truth", str(text)], "--truth"),
+        ([clip["source"], "--source", clip["source"], "--lpips_weights", "no.pth"], "make it by python scripts/fetch"),
         ([clip["source"], "--source", clip["source"], "--syncnet_weights", str(tmp_path)], "syncnet_v2.model"),
     ):
         assert evaluate.main([*arguments, "--audio", clip["audio"]]) == 2

@@ -35,11 +35,12 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job
 from guided_diffusion.logger import Timings
 from guided_diffusion.options import Options, create_argparser, parse_options
-from guided_diffusion.sampling import DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
+from guided_diffusion.sampling import Crops, DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.streams import Face, Item, Stages, per_face
 from guided_diffusion.video_util import open_video, source_index
 from post_processing import paste_stage
+from super_resolution import LipSuperResolver
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -118,8 +119,8 @@ def golden_loop(small_config: dict, **flags: object) -> Loop:
     return Loop(golden["frames"], played, options, sampler, golden["mels"], golden)
 
 
-def black(batch: SampleBatch) -> np.ndarray:
-    return np.zeros((len(batch.crops), 64, 64, 3), np.uint8)
+def black(batch: SampleBatch) -> Crops:
+    return lambda: np.zeros((len(batch.crops), 64, 64, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_loop_equals_the_reference(name: str, flags: dict, small_config: dict) -
 
 def test_stages_get_float_crops_of_any_size(small_config: dict) -> None:
     loop = replace(
-        golden_loop(small_config), sampler=lambda batch: np.full((len(batch.crops), 64, 64, 3), 51, np.uint8)
+        golden_loop(small_config), sampler=lambda batch: lambda: np.full((len(batch.crops), 64, 64, 3), 51, np.uint8)
     )
     seen = []
 
@@ -191,7 +192,7 @@ def test_a_shot_begins_where_it_is_played(
     assert played.shot_starts == shots_begin
     batches = []
 
-    def note(batch: SampleBatch) -> np.ndarray:
+    def note(batch: SampleBatch) -> Crops:
         batches.append([face.index for face in batch.faces])
         return black(batch)
 
@@ -255,6 +256,25 @@ def test_blending_leaves_the_frame_outside_its_mask(small_config: dict) -> None:
             assert y1 + int(top * (y2 - y1)) <= rows.min() < rows.max() < y2
             assert x1 + int(left * (x2 - x1)) <= columns.min() < columns.max() < x1 + right * (x2 - x1)
             assert (picture[y1 + int(0.75 * (y2 - y1)), (x1 + x2) // 2] == 0).all()
+
+
+def test_super_resolution_comes_first_and_changes_the_lips_alone(small_config: dict) -> None:
+    loop = golden_loop(small_config)
+    resolver = LipSuperResolver()
+    alone, with_all = (
+        build_stages(replace(loop.options, **flags), 64, None, resolver)
+        for flags in ({}, {"sharpening_strength": 0.5, "blur_kernel_size": 9})
+    )
+    assert [name for name, _ in with_all] == ["super-resolution", "sharpen", "paste"]
+    for plain, picture, (y1, y2, x1, x2) in zip(
+        loop.pictures(), loop.pictures(alone), loop.playback.track.boxes, strict=True
+    ):
+        difference = np.abs(picture.astype(int) - plain).max(axis=2)
+        middle = (slice(y1 + int(0.54 * (y2 - y1)), y2), slice(x1 + int(0.1 * (x2 - x1)), x2 - int(0.1 * (x2 - x1))))
+        assert difference[middle].max() > 3
+        difference[middle] = 0
+        assert difference.max() <= 1  # of rounding once instead of twice
+    assert any((a != b).any() for a, b in zip(loop.pictures(alone), loop.pictures(with_all), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -332,6 +352,9 @@ def test_booleans(text: str) -> None:
         (["--blur_kernel_size", "2"], "give 3 to 63 pixels, or 0"),
         (["--blur_kernel_size", "64"], "give 3 to 63 pixels, or 0"),
         (["--sharpening_strength", "1.5"], "from 0 to 1"),
+        (["--sr_strength", "0.5"], "give --super_resolution True too"),
+        (["--super_resolution", "True", "--face_hide_percentage", "0.1"], "give 0.2 or more"),
+        (["--super_resolution", "True", "--sr_model", "span_x3"], "choose from span_x2"),
         (["--sharpening_strength", "nan"], "from 0 to 1"),
         (["--mask_expansion", "1"], "from 1.01 to 3"),
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),
@@ -384,7 +407,7 @@ def test_a_preset_is_the_flags_that_it_stands_for(preset: str, steps: int) -> No
         (["--use_ddim", "True"], "ddim", ""),
         (["--sampling_steps", "9"], "ddpm", "9"),
         (["--use_ddim", "True", "--sampler", "dpmpp_2m", "--sampling_steps", "8"], "dpmpp_2m", "logsnr8"),
-        (["--use_ddim", "True", "--quality_preset", "turbo"], "dpmpp_2m", "logsnr7"),
+        (["--use_ddim", "True", "--quality_preset", "turbo"], "dpmpp_2m", "logsnr10"),
     ],
 )
 def test_samplers_and_how_they_like_their_steps(flags: list[str], sampler: str, respacing: str) -> None:
@@ -523,7 +546,7 @@ def count_samples(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     plain = DiffusionSampler.__call__
 
-    def counting(self: DiffusionSampler, batch: SampleBatch) -> np.ndarray:
+    def counting(self: DiffusionSampler, batch: SampleBatch) -> Crops:
         numbers.append(batch.first)
         return plain(self, batch)
 
@@ -574,9 +597,10 @@ AFFECTS = {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "out_path": "other.mp4",
         "save_orig": False, "crf": 20, "x264_preset": "superfast", "generate_from_filelist": True, "filelist": "l.txt",
         "test_video_dir": "folder", "sample_path": "results", "sample_partition": "part", "skip_existing": True,
-        "face_det_batch_size": 8, "use_fp16": False, "device": "cpu", "blur_kernel_size": 15,
+        "face_det_batch_size": 8, "use_fp16": False, "device": "cpu", "engine": "openvino",
+        "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
-        "stats": "stats.json", "work_dir": "elsewhere",
+        "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True, "sr_model": "f", "sr_strength": 0.5,
     },
 }  # fmt: skip
 
@@ -595,7 +619,7 @@ def keyed(video: Path, speech: Path, tmp_path: Path) -> tuple[Job, Options, Tool
         (tmp_path / name).write_bytes(source.read_bytes())
     job = Job(str(tmp_path / "v.mp4"), str(tmp_path / "a.wav"), "out.mp4")
     options = Options(video_path="v", audio_path="a", model_path="m", sampling_seed=7, work_dir="work")
-    return job, options, Tools(ModelConfig(), black, Fingerprint(), {"weights": "1"}, {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
+    return job, options, Tools(ModelConfig(), black, 10, Fingerprint(), {"weights": "1"}, {"checkpoint": "1"}, Ranks())  # type: ignore[arg-type]
 
 
 def keys(job: Job, options: Options, tools: Tools) -> tuple[str, str]:
@@ -650,7 +674,9 @@ def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_
     one, two = (load_tools(replace(options, model_path=str(path)), {}, Ranks()) for path in (checkpoint, other))
     assert one.sampler_key != two.sampler_key
     assert one.sampler_key == load_tools(options, {}, Ranks()).sampler_key
-    assert one.sampler_key["arithmetic"] == ["cpu", False]
+    assert one.sampler_key["arithmetic"] == {"device": "cpu", "precision": "float32", "is_compiled": False}
+    assert load_tools(replace(options, engine="openvino"), {}, Ranks()).sampler_key != one.sampler_key
+    assert load_tools(replace(options, sampling_batch_size=None), {}, Ranks()).batch_size == one.batch_size
 
 
 @dataclass(frozen=True)
@@ -675,7 +701,7 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
         video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False, landmark_mask=True
     )
     detector = Detector([])
-    tools = Tools(ModelConfig(), black, detector, {}, {}, Ranks())  # type: ignore[arg-type]
+    tools = Tools(ModelConfig(), black, 10, detector, {}, {}, Ranks())  # type: ignore[arg-type]
     files = WorkFiles(tmp_path / "faces.npz", tmp_path / "samples")
     source = open_video(str(video))
     for n_windows, looked_at in ((5, 5), (4, 5), (9, 9), (30, 12), (40, 12)):

@@ -34,6 +34,7 @@ from post_processing import (
     at_box,
     box_contour,
     calculate_mouth_opening,
+    compared_regions,
     composite,
     create_lip_mask,
     enhance_lip_detail,
@@ -614,6 +615,7 @@ def test_the_meter_has_each_measure_under_its_name(hidden: float) -> None:
         box, middle = (y1, y2, x1, x2), (y1 + y2) // 2
         whole, lower = (slice(y1, y2), slice(x1, x2)), (slice(middle, y2), slice(x1, x2))
         lips = landmarks_of(source, box)[LIP]
+        mouth = compared_regions(Face(0, box, landmarks_of(source, box)), source.shape)["lips"]
         for name, value in {
             "delta_e_excess": ring_delta_e(result, box) - ring_delta_e(source, box),
             "outside_difference": outside_difference(source, result, box),
@@ -623,6 +625,8 @@ def test_the_meter_has_each_measure_under_its_name(hidden: float) -> None:
             "ssim_lower": structural_similarity(result[lower], reference[lower], channel_axis=2),
             "psnr_face": cv2.PSNR(result[whole], reference[whole]),
             "psnr_lower": cv2.PSNR(result[lower], reference[lower]),
+            "ssim_lips": structural_similarity(result[mouth], reference[mouth], channel_axis=2),
+            "psnr_lips": cv2.PSNR(result[mouth], reference[mouth]),
         }.items():
             expected.setdefault(name, []).append(value)
         for name, pair in {
@@ -636,19 +640,19 @@ def test_the_meter_has_each_measure_under_its_name(hidden: float) -> None:
     for name, pairs in ratios.items():
         np.testing.assert_allclose(scores.series[name], [one / other for one, other in pairs], err_msg=name)
         assert scores.metrics[name] == pytest.approx(np.divide(*np.mean(pairs, axis=0)))
-    for name in ("delta_e_excess", "ssim_face", "ssim_lower", "lmd"):
+    for name in ("delta_e_excess", "ssim_face", "ssim_lower", "ssim_lips", "lmd"):
         assert scores.metrics[name] == pytest.approx(np.mean(expected[name]))
     assert scores.metrics["delta_e_deviation"] == pytest.approx(np.std(expected["delta_e_excess"]))
     assert scores.metrics["outside_difference"] == max(expected["outside_difference"])
-    for name in ("psnr_face", "psnr_lower"):  # of the mean square error over all frames
+    for name in ("psnr_face", "psnr_lower", "psnr_lips"):  # of the mean square error over all frames
         errors = [10 ** (-value / 10) for value in expected[name]]
         assert scores.metrics[name] == pytest.approx(-10 * np.log10(np.mean(errors)), rel=1e-5)
 
 
 def test_the_meter_measures_all_that_needs_no_sound() -> None:
     items, references = filmed()
-    added = {"lpips_face", "sync_peak_r", "sync_lag_ms", "sync_r0", "sync_z", "truth_r", "lse_c", "lse_d"}
-    names = {metric.name for metric in METRICS} - added
+    added = ("lpips_", "ms_ssim_", "sync_", "truth_", "lse_")
+    names = {metric.name for metric in METRICS if not metric.name.startswith(added)}
     scores = scores_of(items, references)
     assert scores.metrics.keys() == names
     assert scores.series.keys() == names - {"delta_e_deviation"} | {"mouth_opening"}
@@ -671,6 +675,18 @@ def test_the_meter_measures_all_that_needs_no_sound() -> None:
     assert all(alone.metrics[name] == scores.metrics[name] for name in alone.metrics)
 
 
+def test_the_lips_region_is_their_box_with_a_quarter_of_its_width_around() -> None:
+    landmarks = np.full((68, 2), 50, np.float32)
+    landmarks[LIP] = lips(30, 40, 70, 60)
+    found = compared_regions(Face(0, (0, 100, 10, 90), landmarks), (100, 75, 3))
+    assert found == {
+        "face": (slice(0, 100), slice(10, 75)), "lower": (slice(50, 100), slice(10, 75)),
+        "lips": (slice(30, 70), slice(20, 75)),
+    }  # fmt: skip
+    for unknown in (None, np.full((68, 2), np.nan, np.float32)):
+        assert compared_regions(Face(0, (0, 100, 10, 90), unknown), (100, 75, 3)).keys() == {"face", "lower"}
+
+
 def test_frames_are_measured_by_name() -> None:
     items, references = filmed(1)
     landmarks = landmarks_of(items[0].frame, (10, 90, 15, 95))
@@ -683,9 +699,9 @@ def test_a_result_equal_to_its_source_is_ideal() -> None:
     scores = scores_of(items, [item.frame for item in items])
     for name in ("delta_e_excess", "delta_e_deviation", "outside_difference", "lmd"):
         assert scores.metrics.pop(name) == pytest.approx(0, abs=1e-6)
-    for name in ("psnr_face", "psnr_lower"):
+    for name in ("psnr_face", "psnr_lower", "psnr_lips"):
         assert scores.metrics.pop(name) == 100
-    assert list(scores.metrics.values()) == pytest.approx([1] * 8)
+    assert list(scores.metrics.values()) == pytest.approx([1] * 9)
 
 
 def test_frames_without_a_face_and_unknown_landmarks_leave_gaps() -> None:

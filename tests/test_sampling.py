@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guided_diffusion import sampling
-from guided_diffusion.sampling import DiffusionSampler, SampleBatch, StoredSampler, generate_crops, plan_batches
+from guided_diffusion.sampling import Crops, DiffusionSampler, SampleBatch, StoredSampler, generate_crops, plan_batches
 from guided_diffusion.script_util import create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.store import ChunkStore
 from guided_diffusion.streams import Face, Item
@@ -53,48 +53,48 @@ def differ(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def test_a_sampler_is_a_function_of_its_batch(ancestral: DiffusionSampler) -> None:
-    once = ancestral(batch_of(2))
+    once = ancestral(batch_of(2))()
     assert (once.shape, once.dtype) == ((2, 64, 64, 3), np.uint8)
     torch.manual_seed(1)  # nothing is drawn from the global generator
-    np.testing.assert_array_equal(ancestral(batch_of(2)), once)
-    assert differ(once, ancestral(batch_of(2, seed=1)))
+    np.testing.assert_array_equal(ancestral(batch_of(2))(), once)
+    assert differ(once, ancestral(batch_of(2, seed=1))())
 
 
 def test_step_noise_differs_between_batches_attempts_and_seeds(ancestral: DiffusionSampler) -> None:
     """With (seed << 20) + batch, batch 2^20 of one seed drew what batch 0 of the next one did."""
-    plain = ancestral(batch_of(1))
-    assert differ(plain, ancestral(batch_of(1, first=10)))
-    assert differ(plain, ancestral(batch_of(1, attempt=1)))
-    far = ancestral(batch_of(1, first=1 << 20))
-    assert differ(far, replace(ancestral, sampling_seed=8)(batch_of(1)))
+    plain = ancestral(batch_of(1))()
+    assert differ(plain, ancestral(batch_of(1, first=10))())
+    assert differ(plain, ancestral(batch_of(1, attempt=1))())
+    far = ancestral(batch_of(1, first=1 << 20))()
+    assert differ(far, replace(ancestral, sampling_seed=8)(batch_of(1))())
 
 
 def test_ddim_starts_from_one_noise_for_all_frames_and_from_another_one_at_another_attempt(
     ancestral: DiffusionSampler,
 ) -> None:
     ddim = replace(ancestral, sampler="ddim")
-    plain = ddim(batch_of(1))
-    np.testing.assert_array_equal(ddim(batch_of(1, first=10)), plain)
-    assert differ(plain, ddim(batch_of(1, attempt=1)))
+    plain = ddim(batch_of(1))()
+    np.testing.assert_array_equal(ddim(batch_of(1, first=10))(), plain)
+    assert differ(plain, ddim(batch_of(1, attempt=1))())
 
 
 def test_samplers_are_told_apart(ancestral: DiffusionSampler) -> None:
-    results = [replace(ancestral, sampler=name)(batch_of(1)) for name in sampling.SAMPLERS]
+    results = [replace(ancestral, sampler=name)(batch_of(1))() for name in sampling.SAMPLERS]
     assert differ(results[0], results[1])
     assert differ(results[1], results[2])
-    np.testing.assert_array_equal(replace(ancestral, sampler="dpmpp_2m")(batch_of(1, first=9)), results[2])
+    np.testing.assert_array_equal(replace(ancestral, sampler="dpmpp_2m")(batch_of(1, first=9))(), results[2])
 
 
 def test_context_is_sampled_along_and_thrown_away(ancestral: DiffusionSampler) -> None:
-    whole = replace(ancestral, sampler="ddim")(batch_of(3))
-    np.testing.assert_array_equal(replace(ancestral, sampler="ddim")(batch_of(3, context=2)), whole[2:])
+    whole = replace(ancestral, sampler="ddim")(batch_of(3))()
+    np.testing.assert_array_equal(replace(ancestral, sampler="ddim")(batch_of(3, context=2))(), whole[2:])
 
 
 def test_without_a_seed_every_frame_has_its_own_noise(ancestral: DiffusionSampler) -> None:
     batch = batch_of(1)
     twice = replace(batch, faces=batch.faces * 2, crops=batch.crops * 2, references=batch.references * 2,
                     mels=np.repeat(batch.mels, 2, axis=0))  # fmt: skip
-    unseeded = replace(ancestral, sampler="ddim", sampling_seed=None)(twice)
+    unseeded = replace(ancestral, sampler="ddim", sampling_seed=None)(twice)()
     assert differ(unseeded[:1], unseeded[1:])
 
 
@@ -109,9 +109,9 @@ def items_of(faces: str) -> list[Item]:
     ]
 
 
-def of_levels(batch: SampleBatch) -> np.ndarray:
+def of_levels(batch: SampleBatch) -> Crops:
     """Each crop's own level, at the network's size."""
-    return np.stack([np.full((4, 4, 3), crop[0, 0, 0], np.uint8) for crop in batch.crops])
+    return lambda: np.stack([np.full((4, 4, 3), crop[0, 0, 0], np.uint8) for crop in batch.crops])
 
 
 @given(st.text("a.", min_size=1, max_size=20), st.integers(1, 6))
@@ -128,8 +128,20 @@ def test_every_face_gets_its_own_crop(faces: str, size: int) -> None:
             np.testing.assert_allclose(item.crop, k / 255)
 
 
+def test_a_batch_begins_before_the_last_ones_crops_are_called_for() -> None:
+    events = []
+
+    def note(batch: SampleBatch) -> Crops:
+        events.append(f"begin {batch.first}")
+        return lambda: (events.append(f"fetch {batch.first}"), of_levels(batch)())[1]
+
+    batches = plan_batches(6, 2, [])
+    list(generate_crops(iter(items_of("aaaaaa")), batches, note, lambda _: np.zeros((80, 16), np.float32), None))
+    assert events == ["begin 0", "begin 2", "fetch 0", "begin 4", "fetch 2", "fetch 4"]
+
+
 def test_a_batch_without_a_face_is_not_sampled() -> None:
-    def fail(batch: SampleBatch) -> np.ndarray:
+    def fail(batch: SampleBatch) -> Crops:
         raise AssertionError(f"sampled {batch.first}")
 
     items = generate_crops(iter(items_of("....")), [range(4)], fail, lambda _: np.zeros(0), None)
@@ -140,7 +152,7 @@ def test_one_reference_for_all() -> None:
     seen: list[Sequence[np.ndarray]] = []
     reference = np.zeros((5, 5, 3), np.uint8)
 
-    def note(batch: SampleBatch) -> np.ndarray:
+    def note(batch: SampleBatch) -> Crops:
         seen.append(batch.references)
         return of_levels(batch)
 
@@ -154,26 +166,26 @@ def test_one_reference_for_all() -> None:
 def test_what_is_stored_is_not_sampled_again(tmp_path: Path) -> None:
     sampled = []
 
-    def note(batch: SampleBatch) -> np.ndarray:
+    def note(batch: SampleBatch) -> Crops:
         sampled.append(batch.first)
-        return np.full((len(batch.crops), 4, 4, 3), batch.first, np.uint8)
+        return lambda: np.full((len(batch.crops), 4, 4, 3), batch.first, np.uint8)
 
     sampler = StoredSampler(note, ChunkStore(tmp_path))
     for _ in range(2):
         for first in (0, 5):
-            assert (sampler(batch_of(2, first)) == first).all()
+            assert (sampler(batch_of(2, first))() == first).all()
     assert sampled == [0, 5]
 
 
 def test_a_damaged_chunk_is_sampled_again(tmp_path: Path) -> None:
     """A file of no bytes after a power loss stopped the run for ever."""
     store = ChunkStore(tmp_path)
-    sampler = StoredSampler(lambda _: np.full((2, 4, 4, 3), 9, np.uint8), store)
-    sampler(batch_of(2, 5))
+    sampler = StoredSampler(lambda _: lambda: np.full((2, 4, 4, 3), 9, np.uint8), store)
+    sampler(batch_of(2, 5))()
     (path,) = tmp_path.iterdir()
     for content in (b"", b"\x93NUMPY", b"PK\x03\x04", path.read_bytes()[:-7]):
         path.write_bytes(content)
-        assert (sampler(batch_of(2, 5)) == 9).all()
+        assert (sampler(batch_of(2, 5))() == 9).all()
         assert store.load(5) is not None
 
 
@@ -181,7 +193,7 @@ def test_batches_of_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sampling, "POLL_SECONDS", 0.001)
     store = ChunkStore(tmp_path)
 
-    def fail(batch: SampleBatch) -> np.ndarray:
+    def fail(batch: SampleBatch) -> Crops:
         raise AssertionError(f"sampled {batch.first}")
 
     def other() -> None:
@@ -190,5 +202,5 @@ def test_batches_of_others_are_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
 
     thread = threading.Thread(target=other)
     thread.start()
-    assert (StoredSampler(fail, store, of_others={5})(batch_of(2, 5)) == 3).all()
+    assert (StoredSampler(fail, store, of_others={5})(batch_of(2, 5))() == 3).all()
     thread.join()

@@ -118,7 +118,7 @@ def test_model_is_ready_for_inference(checkpoint: Path, weights: Weights) -> Non
 
 
 def test_half_precision_is_the_torsos(checkpoint: Path) -> None:
-    model = load_model(load_checkpoint(str(checkpoint)), "cpu", use_fp16=True)
+    model = load_model(load_checkpoint(str(checkpoint)), "cpu", torch.float16)
     assert {block[0].in_layers[2].weight.dtype for block in model.output_blocks} == {torch.float16}
     assert {parameter.dtype for parameter in model.audio_encoder.parameters()} == {torch.float32}
 

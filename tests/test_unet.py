@@ -68,9 +68,9 @@ def test_x_t_outside_the_mask_is_replaced() -> None:
         torch.testing.assert_close(model(**given), expected)
 
 
-def test_fp16_converts_the_torso_only() -> None:
+def test_half_precision_is_the_torsos_only() -> None:
     model, _ = small_model()
-    model.convert_to_fp16()
+    model.convert_torso(torch.float16)
     half = {name.split(".")[0] for name, p in model.named_parameters() if p.dtype == torch.float16}
     assert half == {"input_blocks", "middle_block", "output_blocks"}
     assert model.input_blocks[1][0].emb_layers[1].weight.dtype == torch.float32

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .errors import InputError
 
@@ -67,3 +68,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not available[name]:
         raise InputError(f"--device {name}: PyTorch sees no such device here; give --device auto or cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`; to a GPU it is on its way while the program goes on."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .dist_util import to_device
+
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 DenoisedFn = Callable[[Tensor], Tensor]
 CondFn = Callable[[Tensor, Tensor], Tensor]
@@ -140,7 +142,7 @@ class GaussianDiffusion:
         x = noise
         for step, i in self._steps():
             p = self.p_mean_variance(model, x, i, clip_denoised, denoised_fn)
-            log_variance = torch.as_tensor(p.log_variance, device=x.device)
+            log_variance = torch.as_tensor(p.log_variance)  # a number stays on the CPU: no GPU waits for it
             mean = p.mean
             if x0_fn is not None:
                 # with epsilon held, the mean moves with x_0 by sqrt(alphas_cumprod_prev)
@@ -148,7 +150,7 @@ class GaussianDiffusion:
                 mean = mean + math.sqrt(self.alphas_cumprod_prev[i]) * edit
             if cond_fn is not None:
                 mean = mean + torch.exp(log_variance) * cond_fn(x, self.model_timesteps(i, x))
-            step_noise = torch.randn(x.shape, generator=generator).to(x.device)
+            step_noise = to_device(torch.randn(x.shape, generator=generator), x.device)
             x = mean + torch.exp(0.5 * log_variance) * step_noise if i > 0 else mean
         return x
 

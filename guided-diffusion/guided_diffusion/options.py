@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dist_util import DEVICES
+from .engines import ENGINES, PRECISIONS
 from .errors import InputError
 from .sampling import SAMPLERS
 from .script_util import FlagParser, Rule, add_fixed_flags, add_flag, add_flags, add_model_flags, check_options, option
@@ -16,18 +17,25 @@ from .video_util import X264_PRESETS, Order
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 AUDIO_PRESETS = ("standard", "enhanced")
 QUALITY_PRESETS = {  # sampler, steps
-    "turbo": ("dpmpp_2m", "logsnr7"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
+    "turbo": ("dpmpp_2m", "logsnr10"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
 }  # fmt: skip
 # how a number of steps is spread: --sampling_steps
 STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}"}
 
+MOUTH = 0.2  # of the crop's height is below the middle of most mouths
+
 
 def flag(
-    default: Any, help: str, affects: str, choices: Sequence[str] = (), within: tuple[float, float] | None = None
+    default: Any,
+    help: str,
+    affects: str,
+    choices: Sequence[str] = (),
+    within: tuple[float, float] | None = None,
+    none: str = "",
 ) -> Any:
     """A command-line flag. `affects` is the first part of a run that it changes: faces, sampling, output or run."""
-    return option(default, help, choices, within, affects=affects)
+    return option(default, help, choices, within, none, affects=affects)
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,10 @@ class Options:
 
     face_hide_percentage: float = flag(0.5, "lower part of the crop that is generated", "sampling", within=(0.01, 1))
     sampling_seed: int | None = flag(None, "seed of the noise, one for all frames; none draws it anew", "sampling")
-    sampling_batch_size: int = flag(2, "a batch has this many times nframes frames", "sampling", within=(1, 1 << 14))
+    sampling_batch_size: int | None = flag(
+        2, "a batch has this many times nframes frames; auto: by the device", "sampling", within=(1, 1 << 14),
+        none="auto",
+    )  # fmt: skip
     sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", ("gt", "first_frame", "random"))
     sampling_use_gt_for_ref: bool = flag(False, "the same as --sampling_ref_type gt", "sampling")
     sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", ("gt", "first_frame"))
@@ -80,12 +91,18 @@ class Options:
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
     timestep_respacing: str = flag("", "ddimN, logsnrN (for dpmpp_2m), or steps per section as a,b,c", "sampling")
     clip_denoised: bool = flag(True, "clamp the x_0 prediction", "sampling")
-    use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
     device: str = flag("auto", "where the network runs", "run", DEVICES)
+    engine: str = flag("torch", "what runs the network", "run", ENGINES)
+    precision: str = flag("auto", "auto: see --use_fp16; with openvino bfloat16 where it is fast", "run", PRECISIONS)
+    use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
+    compile: bool = flag(False, "torch.compile on CUDA: the first batch takes minutes, the others less", "run")
 
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
     )
+    super_resolution: bool = flag(False, "more detail for the lips, by a network of its own", "output")
+    sr_model: str = flag("span_x2", "that network: a name (see docs/user-guide.md) or a file", "output")
+    sr_strength: float = flag(1.0, "how much of its detail is added, 0 to 1", "output", within=(0, 1))
     sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output", within=(0, 1))
     landmark_mask: bool = flag(False, "show the generated mouth only", "output")
     mask_expansion: float = flag(
@@ -124,8 +141,17 @@ RULES: tuple[Rule, ...] = (
      "--sampling_seed {sampling_seed}: give a whole number from 0 up"),
     (lambda o: o.sampling_use_gt_for_ref and o.sampling_ref_type != "gt",
      "--sampling_use_gt_for_ref True contradicts --sampling_ref_type {sampling_ref_type}: drop one"),
+    (lambda o: o.precision == "float16" and not o.use_fp16,
+     "--precision float16 contradicts --use_fp16 False: drop one"),
+    (lambda o: o.compile and o.engine != "torch",
+     "--compile True is PyTorch's: drop it, or --engine {engine}"),
     (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
      "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending"),
+    (lambda o: (o.sr_model, o.sr_strength) != (Options.sr_model, Options.sr_strength) and not o.super_resolution,
+     "--sr_model and --sr_strength are about --super_resolution: give --super_resolution True too"),
+    (lambda o: o.super_resolution and o.face_hide_percentage < MOUTH,
+     "--super_resolution True enhances the mouth, of which --face_hide_percentage {face_hide_percentage} generates "
+     f"nothing or little: give {MOUTH} or more"),
     (lambda o: o.landmark_mask and o.is_voxceleb2,
      "--landmark_mask True needs a detected face: give --is_voxceleb2 False"),
     (lambda o: o.adaptive_mask and not o.landmark_mask,

@@ -5,17 +5,20 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .engines import Denoiser
 from .gaussian_diffusion import GaussianDiffusion
 from .script_util import ModelConfig
 from .store import ChunkStore
 from .streams import Face, Item
 from .tfg_data_util import crop_box, resize_crop, sample_to_crops, sampling_noise, tfg_process_batch, to_float
-from .unet import TFGModel
+
+T = TypeVar("T")
 
 SAMPLERS = {
     "ddpm": GaussianDiffusion.p_sample_loop,
@@ -47,8 +50,11 @@ class SampleBatch:
     attempt: int = 0
 
 
-Sampler = Callable[[SampleBatch], np.ndarray]
-"""A batch of N faces -> uint8 [N - context, h, w, 3], h and w the network's size."""
+Crops = Callable[[], np.ndarray]
+"""uint8 [N - context, h, w, 3], h and w the network's size, when they are called for."""
+
+Sampler = Callable[[SampleBatch], Crops]
+"""Begins to sample a batch of N faces; a GPU goes on with it while the caller does something else."""
 
 
 def plan_batches(n_frames: int, size: int, shot_starts: Sequence[int]) -> list[range]:
@@ -73,25 +79,41 @@ def generate_crops(
 ) -> Iterator[Item]:
     """The items of some batches in a row, those with a face with the crop that the sampler generates for it.
 
+    A batch's crops are called for when the next batch has begun, so that a GPU does not wait.
+
     :param mel_window: output frame -> float32 [audio_dim, window_steps].
     :param reference: of all faces, uint8 [h, w, 3]; None: each face is its own.
     """
-    for batch in batches:
+
+    def begin(batch: range) -> tuple[list[Item], Crops | None]:
         shown = list(islice(items, len(batch)))
         faces = [(item.face, crop_box(item.frame, item.face.box)) for item in shown if item.face is not None]
-        generated: Iterator[np.ndarray] = iter(())
-        if faces:
-            crops = [crop for _, crop in faces]
-            references = crops if reference is None else [reference] * len(crops)
-            mels = np.stack([mel_window(face.index) for face, _ in faces])
-            generated = iter(sampler(SampleBatch(batch.start, [face for face, _ in faces], crops, references, mels)))
-        del faces
+        if not faces:
+            return shown, None
+        crops = [crop for _, crop in faces]
+        references = crops if reference is None else [reference] * len(crops)
+        mels = np.stack([mel_window(face.index) for face, _ in faces])
+        return shown, sampler(SampleBatch(batch.start, [face for face, _ in faces], crops, references, mels))
+
+    for shown, crops in _one_late(map(begin, batches)):
+        generated = iter(()) if crops is None else iter(crops())
+        first = shown[0].face
         shown.reverse()
         while shown:  # let go one by one: the next batch is read while the last of this one are on their way
             item = shown.pop()
             yield item if item.face is None else replace(item, crop=to_float(next(generated)))
         if next(generated, None) is not None:
-            raise ValueError(f"more crops than faces in the batch of frame {batch.start}")
+            raise ValueError(f"more crops than faces in the batch of {first}")
+
+
+def _one_late(stream: Iterator[T]) -> Iterator[T]:
+    """The stream, each element when the next one has been made."""
+    made: list[T] = []
+    for element in stream:
+        made.append(element)
+        if len(made) == 2:
+            yield made.pop(0)
+    yield from made
 
 
 @dataclass(frozen=True)
@@ -105,14 +127,22 @@ class StoredSampler:
     store: ChunkStore
     of_others: Container[int] = ()
 
-    def __call__(self, batch: SampleBatch) -> np.ndarray:
+    def __call__(self, batch: SampleBatch) -> Crops:
         stored = self._stored(batch)
-        while stored is None and batch.first in self.of_others:
+        if stored is not None:
+            return partial(np.asarray, stored)
+        if batch.first in self.of_others:
+            return partial(self._awaited, batch)
+        return partial(self._saved, batch, self.sampler(batch))
+
+    def _saved(self, batch: SampleBatch, crops: Crops) -> np.ndarray:
+        made = crops()
+        self.store.save(batch.first, made)
+        return made
+
+    def _awaited(self, batch: SampleBatch) -> np.ndarray:
+        while (stored := self._stored(batch)) is None:
             time.sleep(POLL_SECONDS)
-            stored = self._stored(batch)
-        if stored is None:
-            stored = self.sampler(batch)
-            self.store.save(batch.first, stored)
         return stored
 
     def _stored(self, batch: SampleBatch) -> np.ndarray | None:
@@ -129,7 +159,7 @@ class DiffusionSampler:
     :param sampling_seed: of the noise that all frames start from; None draws it anew for each.
     """
 
-    model: TFGModel
+    denoiser: Denoiser
     diffusion: GaussianDiffusion
     config: ModelConfig
     device: torch.device
@@ -139,7 +169,7 @@ class DiffusionSampler:
     face_hide_percentage: float
 
     @torch.inference_mode()
-    def __call__(self, batch: SampleBatch) -> np.ndarray:
+    def __call__(self, batch: SampleBatch) -> Crops:
         size = self.config.image_size
         crops = [resize_crop(crop, size, size) for crop in batch.crops]
         references = [resize_crop(crop, size, size) for crop in batch.references] if self.config.use_ref else None
@@ -149,8 +179,8 @@ class DiffusionSampler:
         sample_loop = partial(
             SAMPLERS[self.sampler], self.diffusion, clip_denoised=self.clip_denoised, generator=generator
         )
-        x_0 = sample(self.model, sample_loop, inputs)
-        return sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :]
+        x_0 = sample(self.denoiser, sample_loop, inputs)
+        return fetched_later(sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :])
 
     def _randomness(self, batch: SampleBatch) -> tuple[int | None, torch.Generator | None]:
         """The seed of the first noise, and the generator of the steps' noise.
@@ -170,16 +200,32 @@ def _mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def sample(model: TFGModel, sample_loop: Callable[..., Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+def fetched_later(tensor: Tensor) -> Callable[[], np.ndarray]:
+    """The tensor as an array, when it is called for; from a GPU it is on its way while the program goes on."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def fetch() -> np.ndarray:
+        arrived.synchronize()
+        return pinned.numpy()
+
+    return fetch
+
+
+def sample(denoiser: Denoiser, sample_loop: Callable[..., Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     """Run a sampling loop on a batch of `tfg_process_batch`: x_0, [N x 3 x h x w] in [-1, 1].
 
     The audio code does not depend on the step: it is computed once.
     """
     denoise = partial(
-        model.denoise,
+        denoiser.denoise,
         cond_img=batch["cond_img"],
         ref_img=batch.get("ref_img"),
-        audio_code=model.encode_audio(batch["indiv_mels"]),
+        audio_code=denoiser.encode_audio(batch["indiv_mels"]),
         mask=batch["mask"],
     )
     return sample_loop(denoise, batch["noise"])

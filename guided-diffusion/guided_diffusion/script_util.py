@@ -57,13 +57,20 @@ FIXED_OPTIONS: dict[str, bool | int | float | str] = {
 
 
 def option(
-    default: Any, help: str, choices: Sequence[str] = (), within: tuple[float, float] | None = None, **metadata: Any
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    within: tuple[float, float] | None = None,
+    none: str = "",
+    **metadata: Any,
 ) -> Any:
     """A field of an option dataclass, for `check_options` and `add_flags`.
 
     :param within: the lowest and the highest value of a number.
+    :param none: the word on the command line for the value None.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "within": within, **metadata})
+    kept = {"help": help, "choices": choices, "within": within, "none": none, **metadata}
+    return field(default=default, metadata=kept)
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -79,7 +86,7 @@ def check_options(options: Any, rules: Iterable[Rule] = ()) -> None:
         choices, within, value = f.metadata["choices"], f.metadata["within"], getattr(options, f.name)
         if choices and value not in choices:
             raise InputError(f"--{f.name} {value}: choose from {', '.join(filter(None, choices))}")
-        if within and not within[0] <= value <= within[1]:
+        if within and value is not None and not within[0] <= value <= within[1]:
             raise InputError(f"--{f.name} {value}: give a value from {within[0]} to {within[1]}")
     for is_wrong, message in rules:
         if is_wrong(options):
@@ -104,8 +111,13 @@ class FlagParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def add_flag(group: Any, name: str, type_: type, default: Any, help: str) -> None:
-    convert = parse_bool if type_ is bool else type_
+def add_flag(group: Any, name: str, type_: type, default: Any, help: str, none: str = "") -> None:
+    def convert(text: str) -> Any:
+        if none and text == none:
+            return None
+        return parse_bool(text) if type_ is bool else type_(text)
+
+    convert.__name__ = type_.__name__  # argparse names it when it fails
     group.add_argument(f"--{name}", type=convert, default=default, metavar=type_.__name__.upper(), help=help)
 
 
@@ -115,7 +127,9 @@ def add_flags(group: Any, options: type) -> None:
     for f in dataclasses.fields(options):
         type_ = next((t for t in (types[f.name], *typing.get_args(types[f.name])) if t in (bool, int, float)), str)
         choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        add_flag(group, f.name, type_, f.default, f"{f.metadata['help']}{choices}; default {f.default!r}")
+        add_flag(
+            group, f.name, type_, f.default, f"{f.metadata['help']}{choices}; default {f.default!r}", f.metadata["none"]
+        )
 
 
 def add_fixed_flags(parser: argparse.ArgumentParser) -> None:
@@ -354,13 +368,15 @@ def save_checkpoint(path: Path, config: ModelConfig, state_dict: Mapping[str, Te
         save_file(tensors, part, {"config": json.dumps(dataclasses.asdict(config))})
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device | str, use_fp16: bool = False) -> TFGModel:
-    """The checkpoint's network on `device`, ready for inference; `use_fp16` halves the precision of its torso."""
+def load_model(
+    checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> TFGModel:
+    """The checkpoint's network on `device`, ready for inference; `dtype` is its torso's."""
     with torch.device("meta"):
         model = create_model(checkpoint.config)
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
-    if use_fp16:
-        model.convert_to_fp16()
+    if dtype != torch.float32:
+        model.convert_torso(dtype)
     # channels_last takes 0.74 of the time on a CPU and suits tensor cores (docs/benchmarks.md)
     model.to(device).to(memory_format=torch.channels_last)
     return model.requires_grad_(False).eval()

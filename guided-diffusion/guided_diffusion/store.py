@@ -1,22 +1,29 @@
-"""The work folder: keys made from content, chunks of samples, and files that appear when they are complete."""
+"""Files: keys made from content, chunks of samples, files that appear when they are complete, downloads."""
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 
 from .errors import InputError
 
 HASH_BLOCK = 1 << 20
+TIMEOUT = 30  # s without an answer from a server
 
 
 def file_digest(path: str) -> str:
@@ -129,3 +136,53 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """:raises InputError: naming both hashes, when the file's content is not the one that is meant."""
+    found = file_digest(str(path))
+    if found != sha256:
+        raise InputError(f"{path}: its SHA-256 is {found}, not {sha256}: damaged, or another file; delete it")
+
+
+def download(url: str, path: Path, sha256: str) -> None:
+    """Fetch a file whose content is known. It appears at `path` when it is there whole and right.
+
+    An interrupted download goes on where it stopped: what has come lies beside `path`. A second process waits for the
+    first.
+
+    :raises InputError: the server cannot be reached, its answer ends early, or the content is another.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.with_name(f"{path.name}.part")
+    with open(begun, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.is_file():
+            begun.unlink(missing_ok=True)
+            return
+        if file_digest(str(begun)) != sha256:
+            _fetch(url, file)
+        try:
+            check_digest(begun, sha256)
+        except InputError:
+            begun.unlink()
+            raise
+        with replace_when_complete(path) as part:
+            os.replace(begun, part)
+
+
+def _fetch(url: str, file: BinaryIO) -> None:
+    """Append what a server has beyond the file's end; all of it where the server does not know how to go on."""
+    try:
+        with urlopen(Request(url, headers={"Range": f"bytes={file.tell()}-"}), timeout=TIMEOUT) as answer:
+            if answer.status != HTTPStatus.PARTIAL_CONTENT:
+                file.truncate(0)
+            end = os.fstat(file.fileno()).st_size + int(answer.headers["Content-Length"] or 0)
+            shutil.copyfileobj(answer, file)
+            file.flush()
+    except (OSError, HTTPException) as error:  # URLError is an OSError
+        if isinstance(error, HTTPError) and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            file.truncate(0)  # what has come is not the file's beginning
+        raise InputError(f"{url} could not be fetched ({error}); the same command goes on where it stopped") from None
+    if os.fstat(file.fileno()).st_size < end:
+        raise InputError(f"{url}: the answer ended early; the same command goes on where it stopped")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .dist_util import to_device
 from .streams import Box
 
 
@@ -102,9 +103,9 @@ def crop_box(frame: np.ndarray, box: Box) -> np.ndarray:
     return frame[rows[:, None], columns]
 
 
-def to_tensor(crops: Sequence[np.ndarray]) -> Tensor:
-    """Crops uint8 [h, w, 3] of one size -> float32 [N x 3 x h x w] in [-1, 1]."""
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_tensor(crops: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
+    """Crops uint8 [h, w, 3] of one size -> float32 [N x 3 x h x w] in [-1, 1] on `device`."""
+    return to_device(torch.from_numpy(np.stack(crops)), device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def tfg_process_batch(
@@ -122,29 +123,27 @@ def tfg_process_batch(
     :param noise: [N x 3 x h x w]; it hides the lower part.
     :return: on `device`: image, cond_img, ref_img [N x 3 x h x w] in [-1, 1], indiv_mels, mask [N x 1 x h x w], noise.
     """
-    image = to_tensor(crops)
+    image, noise = to_tensor(crops, device), to_device(noise, device)
     n, _, height, width = image.shape
-    mask = lower_half_mask(n, height, width, face_hide_percentage)
+    mask = to_device(lower_half_mask(n, height, width, face_hide_percentage), device)
     batch = {
         "image": image,
         "cond_img": image * (1 - mask) + noise * mask,
-        "indiv_mels": torch.from_numpy(mels),
+        "indiv_mels": to_device(torch.from_numpy(mels), device),
         "mask": mask,
         "noise": noise,
     }
-    if ref_crops is not None:
-        batch["ref_img"] = to_tensor(ref_crops)
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return batch if ref_crops is None else {**batch, "ref_img": to_tensor(ref_crops, device)}
 
 
-def sample_to_crops(sample: Tensor, image: Tensor, mask: Tensor) -> np.ndarray:
-    """Keep the sample inside the mask and the given picture outside: uint8 [N, h, w, 3].
+def sample_to_crops(sample: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """Keep the sample inside the mask and the given picture outside: uint8 [N x h x w x 3].
 
     Values are truncated, not rounded, as upstream does (REFERENCE.md: Video loop).
     """
     merged = sample * mask + image * (1 - mask)
     unit = ((merged + 1) / 2).clamp(0, 1)
-    return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return (unit * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def to_float(crop: np.ndarray) -> np.ndarray:

@@ -268,13 +268,13 @@ class TFGModel(nn.Module):
                 zero_module(nn.Conv2d(audio_channels, emb_channels, 1)),
             )
 
-    def convert_to_fp16(self) -> None:
-        """Make the convolutions of the torso half precision; embeddings, audio encoder and output stay float32."""
+    def convert_torso(self, dtype: torch.dtype) -> None:
+        """Make the torso's convolutions float16 or bfloat16; embeddings, audio encoder and output stay float32."""
         for block in (self.input_blocks, self.middle_block, self.output_blocks):
             for module in block.modules():
                 if isinstance(module, nn.Conv1d | nn.Conv2d):
-                    module.half()
-        self.dtype = torch.float16
+                    module.to(dtype)
+        self.dtype = dtype
 
     def encode_audio(self, indiv_mels: Tensor) -> Tensor:
         """Mel windows [N x audio_dim x 16] -> audio code: [N x emb_channels] as style, else [N x 128 x 8 x 8].
