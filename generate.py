@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from audio.assess import assess
-from audio.audio import count_windows, frames_of_sound, mel_window, speech_mel
-from audio.hparams import HParams, front_end
+from audio.audio import count_windows, frames_of_sound, louder, mel_window, speech_mel
+from audio.hparams import HParams, analysis_for, front_end
 from audio.preprocess import preprocess
 from face_detection.api import Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
@@ -93,6 +93,7 @@ class Clip:
     :param mel: of the sound, float32 [audio_dim, steps], as the checkpoint's front end makes it.
     :param seconds: length of the sound.
     :param n_windows: frames that the sound suffices for.
+    :param mouth_gain: dB by which the network hears it louder.
     """
 
     video: VideoSource
@@ -100,10 +101,11 @@ class Clip:
     hparams: HParams
     seconds: Fraction
     n_windows: int
+    mouth_gain: float = 0
 
     def mel_window(self, frame: int) -> np.ndarray:
         """What the network hears of an output frame, float32 [audio_dim, window_steps]."""
-        return mel_window(self.mel, frame, self.video.fps, self.hparams)
+        return louder(mel_window(self.mel, frame, self.video.fps, self.hparams), self.mouth_gain, self.hparams)
 
 
 def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
@@ -113,9 +115,10 @@ def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     prepare = partial(
         preprocess, denoise=options.denoise_audio, strength=options.denoise_strength, compress=options.compress_audio
     )
-    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, prepare)
+    analysis = analysis_for(hparams, options.audio_preset)
+    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, prepare, analysis)
     n_windows = frames_of_sound(seconds, video.fps) if options.pad_audio else count_windows(mel, video.fps, hparams)
-    return Clip(video, mel, hparams, seconds, n_windows)
+    return Clip(video, mel, hparams, seconds, n_windows, options.mouth_gain)
 
 
 def detect_faces(

@@ -13,7 +13,7 @@ from guided_diffusion.audio_util import open_sound
 from guided_diffusion.errors import InputError
 
 from .blocks import resampled
-from .hparams import DEFAULT, HParams, mel_basis
+from .hparams import DEFAULT, HParams, mel_basis, mel_map
 
 # (blocks of sound, their rate, the rate wanted) to blocks at that rate, the same time to the sample
 Prepare = Callable[[Iterable[np.ndarray], int, int], Iterator[np.ndarray]]
@@ -38,8 +38,9 @@ def load_speech(path: str, hparams: HParams = DEFAULT) -> np.ndarray:
 
 
 def speech_mel(
-    path: str, hparams: HParams = DEFAULT, pad_audio: bool = False, prepare: Prepare = resampled
-) -> tuple[np.ndarray, Fraction]:
+    path: str, hparams: HParams = DEFAULT, pad_audio: bool = False, prepare: Prepare = resampled,
+    analysis: HParams | None = None,
+) -> tuple[np.ndarray, Fraction]:  # fmt: skip
     """`melspectrogram(load_speech(path))` to the last bit, in memory of the mel alone: 25 KB for each second.
 
     :param pad_audio: let the mel go on for one window of silence, so that all frames until the end of the sound have
@@ -47,9 +48,11 @@ def speech_mel(
         pause) and 0.49 (in a word) from those of the uncut sound; with the last full window repeated, as Wav2Lip does,
         0.65 and 0.68; 1 is the distance between any two codes of a recording.
     :param prepare: what brings the sound to the front end's rate; with another one the mel is that of its result.
+    :param analysis: another front end that hears the sound; what it hears is mapped to `hparams` (`mel_map`).
     :return: float32 [num_mels, steps] in [-max_abs_value, max_abs_value], and the length of the sound in seconds.
     :raises InputError: as `load_speech`.
     """
+    analysis = analysis or hparams
     blocks, rate = open_sound(path)
     n_samples = 0
 
@@ -59,8 +62,16 @@ def speech_mel(
             n_samples += len(block)
             yield block
 
-    silence = np.zeros(hparams.window_steps * hparams.hop_size if pad_audio else 0, np.float32)
-    mel = _mel(chain(prepare(counted(), rate, hparams.sample_rate), [silence]), hparams)
+    padding = hparams.window_steps * hparams.hop_size if pad_audio else 0
+    silence = np.zeros(padding * analysis.sample_rate // hparams.sample_rate, np.float32)
+    heard = chain(prepare(counted(), rate, analysis.sample_rate), [silence])
+    if analysis == hparams:
+        mel = _mel(heard, hparams)
+    else:
+        # steps until after the end, of which those stay that `hparams` has
+        mel = _mapped_mel(chain(heard, [np.zeros(analysis.n_fft, np.float32)]), analysis, hparams)
+        padded = math.ceil(Fraction(n_samples, rate) * hparams.sample_rate) + padding
+        mel = mel[:, : 1 + padded // hparams.hop_size]
     seconds = Fraction(n_samples, rate)
     if not pad_audio:
         _check_length(path, seconds, hparams)
@@ -85,12 +96,42 @@ def melspectrogram(wav: np.ndarray, hparams: HParams = DEFAULT) -> np.ndarray:
 
 
 def _mel(blocks: Iterable[np.ndarray], hparams: HParams) -> np.ndarray:
+    return _scaled(_magnitudes(blocks, hparams), hparams)
+
+
+def _mapped_mel(blocks: Iterable[np.ndarray], analysis: HParams, hparams: HParams) -> np.ndarray:
+    """`_mel` of `hparams` from what `analysis` hears (METHODS: Audio)."""
+    matrix = mel_map(analysis, hparams)
+    mapped = (np.maximum(matrix @ magnitude, 0) for magnitude in _magnitudes(blocks, analysis))
+    return _scaled(_at_rate(mapped, analysis.mel_steps_per_sec / hparams.mel_steps_per_sec), hparams)
+
+
+def _magnitudes(blocks: Iterable[np.ndarray], hparams: HParams) -> Iterator[np.ndarray]:
+    """Blocks of mel magnitudes [num_mels, steps]."""
     basis = mel_basis(hparams)
+    for block in _blocks_of_steps(_emphasised(blocks, hparams.preemphasis), hparams):
+        yield basis @ np.abs(librosa.stft(block, n_fft=hparams.n_fft, hop_length=hparams.hop_size, center=False))
+
+
+def _at_rate(blocks: Iterable[np.ndarray], pace: float) -> Iterator[np.ndarray]:
+    """Blocks of steps [bands, n] read every `pace` steps from the first one on, linearly between the nearest two."""
+    first = n_read = 0
+    last = None
+    for block in blocks:
+        steps = block if last is None else np.concatenate([last, block], axis=1)
+        stop = math.floor((first + steps.shape[1] - 1) / pace) + 1
+        places = np.arange(n_read, stop) * pace - first
+        before = places.astype(int)
+        after = np.minimum(before + 1, steps.shape[1] - 1)
+        yield steps[:, before] + (steps[:, after] - steps[:, before]) * (places - before)
+        first, n_read, last = first + steps.shape[1] - 1, stop, steps[:, -1:]
+
+
+def _scaled(magnitudes: Iterable[np.ndarray], hparams: HParams) -> np.ndarray:
     # grows step by step in one piece of memory: an hour's mel is 90 MB, too much to hold twice
     steps = bytearray()
-    for block in _blocks_of_steps(_emphasised(blocks, hparams.preemphasis), hparams):
-        magnitude = np.abs(librosa.stft(block, n_fft=hparams.n_fft, hop_length=hparams.hop_size, center=False))
-        steps += _scale(basis @ magnitude, hparams).astype(np.float32).T.tobytes()
+    for magnitude in magnitudes:
+        steps += _scale(magnitude, hparams).astype(np.float32).T.tobytes()
     return np.frombuffer(steps, np.float32).reshape(-1, hparams.num_mels).T
 
 
@@ -160,6 +201,13 @@ def mel_window(mel: np.ndarray, frame: int, fps: Fraction | float, hparams: HPar
     """Window of output frame `frame`: float32 [num_mels, window_steps]."""
     start = window_start(frame, fps, hparams)
     return np.ascontiguousarray(mel[:, start : start + hparams.window_steps])
+
+
+def louder(mel: np.ndarray, gain: float, hparams: HParams = DEFAULT) -> np.ndarray:
+    """The mel of the sound made louder by `gain` dB, float32, another array. The floor, silence, stays where it is."""
+    limit = hparams.max_abs_value
+    shifted = mel + gain * 2 * limit / -hparams.min_level_db
+    return np.where(mel > -limit, np.clip(shifted, -limit, limit), mel).astype(np.float32)
 
 
 def rms_envelope(wav: np.ndarray, sample_rate: int, n_frames: int, fps: Fraction | float) -> np.ndarray:

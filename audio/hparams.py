@@ -1,12 +1,13 @@
 """Parameters of the mel front end that the network was trained with (REFERENCE.md: Audio; Wav2Lip's front end)."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import librosa
 import numpy as np
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.options import AUDIO_PRESETS
 from guided_diffusion.script_util import ModelConfig
 
 
@@ -33,6 +34,8 @@ class HParams:
 
 
 DEFAULT = HParams()
+ENHANCED_AUDIO_CONFIG = HParams(sample_rate=22050, n_fft=1024, hop_size=256, num_mels=128, window_steps=18)
+PRESETS = dict(zip(AUDIO_PRESETS, (DEFAULT, ENHANCED_AUDIO_CONFIG), strict=True))
 
 
 def front_end(config: ModelConfig) -> HParams:
@@ -54,6 +57,52 @@ def front_end(config: ModelConfig) -> HParams:
             "samples or a higher rate"
         )
     return hparams
+
+
+def model_options(hparams: HParams) -> dict[str, int]:
+    """What a network's configuration says of its front end, `front_end` backwards."""
+    return {
+        "sample_rate": hparams.sample_rate,
+        "n_fft": hparams.n_fft,
+        "hop_size": hparams.hop_size,
+        "audio_dim": hparams.num_mels,
+        "syncnet_mel_step_size": hparams.window_steps,
+    }
+
+
+def analysis_for(hparams: HParams, preset: str) -> HParams:
+    """The front end that analyses the sound for a network that was trained with `hparams`.
+
+    :param preset: of AUDIO_PRESETS, or "" for the network's own.
+    :raises InputError: when the preset is another one, and cannot be mapped to the network's own.
+    """
+    analysis = PRESETS.get(preset, hparams)
+    if analysis != hparams and (analysis, hparams) != (ENHANCED_AUDIO_CONFIG, DEFAULT):
+        raise InputError(
+            f"--audio_preset {preset}: the checkpoint was trained with {hparams.num_mels} mel bands of "
+            f"{hparams.sample_rate} Hz sound in windows of {hparams.window_steps} steps of {hparams.hop_size} samples; "
+            "drop the flag (only the enhanced analysis can be mapped, and to the standard one only)"
+        )
+    return analysis
+
+
+def mel_map(source: HParams, target: HParams) -> np.ndarray:
+    """Matrix from the mel magnitudes of one front end to those of another, float64 [target.num_mels, source.num_mels].
+
+    Back to a spectrum by the pseudo-inverse, from one pre-emphasis to the other, and into the target's bands. The level
+    is that of noise, whose magnitudes go with the root of window and rate (METHODS: Audio; 1.82 dB for the presets).
+    """
+    frequencies = np.arange(1 + source.n_fft // 2) * source.sample_rate / source.n_fft
+    emphasis = _emphasis(target, frequencies) / _emphasis(source, frequencies)
+    bands = mel_basis(replace(target, sample_rate=source.sample_rate, n_fft=source.n_fft))
+    bin_width = source.sample_rate / source.n_fft / (target.sample_rate / target.n_fft)
+    level = bin_width * np.sqrt(target.n_fft * target.sample_rate / (source.n_fft * source.sample_rate))
+    return level * (bands * emphasis) @ np.linalg.pinv(mel_basis(source).astype(np.float64))
+
+
+def _emphasis(hparams: HParams, frequencies: np.ndarray) -> np.ndarray:
+    """By how much pre-emphasis raises these frequencies."""
+    return np.abs(1 - hparams.preemphasis * np.exp(-2j * np.pi * frequencies / hparams.sample_rate))
 
 
 def mel_basis(hparams: HParams) -> np.ndarray:

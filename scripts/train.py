@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import _path  # noqa: F401
-from audio.hparams import front_end
+from audio.hparams import PRESETS, front_end, mel_map, model_options
 from face_detection.api import DETECTORS
 from guided_diffusion.dist_util import DEVICES, choose_device
 from guided_diffusion.errors import InputError
@@ -89,6 +89,7 @@ class Options:
     out: str = option("", "folder for results; a run that is in it already continues")
     cache: str | None = option(None, "folder for crops and mel spectrograms; by default OUT/cache")
     init: str | None = option(None, "fine-tune this checkpoint; model flags given besides override its own")
+    audio_preset: str = option("", "the network's front end in one word; model flags override it", ("", *PRESETS))
     steps: int | None = option(None, "train for this many steps")
     minutes: float | None = option(None, "train for this long, without validation, over all pieces of a run")
     batch_size: int = option(16, "crops per step", within=(1, 1 << 14))
@@ -160,7 +161,10 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
     given = vars(parser.parse_args(argv))
     names = {f.name for f in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in given.items() if name in names})
-    return options, {name: value for name, value in given.items() if name not in names and value is not None}
+    flags = {name: value for name, value in given.items() if name not in names and value is not None}
+    if options.audio_preset:
+        flags = {**model_options(PRESETS[options.audio_preset]), **flags}
+    return options, flags
 
 
 # ---------------------------------------------------------------------------------------------- batches, validation
@@ -307,6 +311,20 @@ def new_training(config: ModelConfig, options: Options, init: Checkpoint | None,
     parameters = [*model.parameters(), *opening_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=WEIGHT_DECAY, fused=True)
     return Training(model, copy.deepcopy(model).requires_grad_(False).eval(), opening_head, optimizer)
+
+
+def with_bands_of(config: ModelConfig, init: Checkpoint) -> Checkpoint:
+    """`init` with a first audio convolution for the mel bands of `config`: it weighs them as it did its own.
+
+    Each of its bands is the average of the new ones by `mel_map`, whose rows are scaled to sum to 1: mels are
+    logarithms, and a level that all bands share is normalised away behind the convolution.
+    """
+    rows = mel_map(front_end(config), front_end(init.config))
+    name = "audio_encoder.input_block.0.weight"
+    weight = init.state_dict[name]
+    average = torch.from_numpy(rows / rows.sum(axis=1, keepdims=True)).to(weight)
+    wider = torch.einsum("oik,ij->ojk", weight, average)
+    return dataclasses.replace(init, state_dict={**init.state_dict, name: wider})
 
 
 Place = tuple[int | None, str]
@@ -528,8 +546,8 @@ def write_sheet(path: Path, sheet: np.ndarray) -> None:
 
 # What a continued run may change: it changes no number, or only how long the training is.
 FREE_OPTIONS = (
-    "data", "out", "cache", "init", "steps", "minutes", "log_every", "sheet_every", "save_every", "half",
-    "face_detector", "detection_size", "workers", "device",
+    "data", "out", "cache", "init", "audio_preset", "steps", "minutes", "log_every", "sheet_every", "save_every",
+    "half", "face_detector", "detection_size", "workers", "device",
 )  # fmt: skip
 
 
@@ -581,7 +599,11 @@ def load_init(options: Options, flags: Mapping[str, Any]) -> tuple[ModelConfig, 
     if options.init is None:
         return model_config(flags, "command line"), None
     init = load_checkpoint(options.init, flag="--init")
-    return model_config({**dataclasses.asdict(init.config), **flags}, "command line"), init
+    config = model_config({**dataclasses.asdict(init.config), **flags}, "command line")
+    if config.audio_dim != init.config.audio_dim:
+        print(f"--init: its first audio convolution, of {init.config.audio_dim} mel bands, now has {config.audio_dim}")
+        init = with_bands_of(config, init)
+    return config, init
 
 
 def run(options: Options, flags: Mapping[str, Any]) -> int:

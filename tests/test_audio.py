@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio import audio
-from audio.hparams import DEFAULT, front_end
+from audio.hparams import DEFAULT, ENHANCED_AUDIO_CONFIG, PRESETS, analysis_for, front_end, model_options
 from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import ModelConfig, create_model
 
@@ -191,6 +191,92 @@ def test_front_ends_with_empty_bands_are_refused(options: dict[str, int], recwar
         front_end(ModelConfig(**options))
     assert "\n" not in str(info.value)
     assert not recwarn
+
+
+# --- the enhanced analysis for a network of the standard front end
+
+
+def test_the_enhanced_analysis_is_heard_as_the_standard_one() -> None:
+    """Powers in place of magnitudes, or steps that are 5 ms late, double the difference."""
+    sample = str(Path(__file__).parent.parent / "samples" / "astronaut.mp4")
+    standard, seconds = audio.speech_mel(sample)
+    mapped, same_seconds = audio.speech_mel(sample, analysis=ENHANCED_AUDIO_CONFIG)
+    assert same_seconds == seconds
+    assert mapped.dtype == np.float32
+    assert np.abs(mapped).max() <= 4
+    assert 0 < np.abs(mapped - standard).mean() < 0.055
+    assert abs((mapped - standard).mean()) < 0.03
+
+
+@pytest.mark.parametrize("pad_audio", [False, True])
+@pytest.mark.parametrize("n", [3200, 16000, 16001, 20000, 23456])
+def test_mapped_windows_are_as_many(tmp_path: Path, n: int, pad_audio: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "BLOCK_STEPS", 32)
+    soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).normal(0, 0.1, n), 16000)
+    standard, _ = audio.speech_mel(str(tmp_path / "in.wav"), DEFAULT, pad_audio)
+    mapped, _ = audio.speech_mel(str(tmp_path / "in.wav"), DEFAULT, pad_audio, ENHANCED_AUDIO_CONFIG)
+    assert mapped.shape == standard.shape
+    if pad_audio:
+        assert (mapped[:, n // 200 + 5 :] == -4).all()
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.floats(0.3, 3))
+def test_steps_at_another_rate_lie_on_the_line(sizes: list[int], pace: float) -> None:
+    """Of a ramp each step is its own place, whatever the blocks."""
+    ramp = np.arange(sum(sizes), dtype=float)[None]
+    blocks = np.split(ramp, np.cumsum(sizes)[:-1], axis=1)
+    read = np.concatenate(list(audio._at_rate(blocks, pace)), axis=1)[0]
+    np.testing.assert_allclose(read, np.arange(len(read)) * pace, atol=1e-9)
+    assert len(read) == 1 + int((sum(sizes) - 1) / pace)
+
+
+def test_memory_does_not_grow_with_the_sound_that_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_noise(tmp_path / "noise.wav", 120, 16000)
+    monkeypatch.setattr(audio, "BLOCK_STEPS", 128)
+    tracemalloc.start()
+    mel, _ = audio.speech_mel(str(tmp_path / "noise.wav"), analysis=ENHANCED_AUDIO_CONFIG)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < mel.nbytes * 9 / 8 + 4e6
+
+
+def test_a_preset_is_the_checkpoints_own_or_mapped_to_it() -> None:
+    other = replace(DEFAULT, num_mels=100)
+    assert [analysis_for(hparams, "") for hparams in (DEFAULT, other)] == [DEFAULT, other]
+    assert analysis_for(DEFAULT, "standard") == DEFAULT
+    assert analysis_for(DEFAULT, "enhanced") == ENHANCED_AUDIO_CONFIG
+    assert analysis_for(ENHANCED_AUDIO_CONFIG, "enhanced") == ENHANCED_AUDIO_CONFIG
+    for hparams, preset in ((ENHANCED_AUDIO_CONFIG, "standard"), (other, "standard"), (other, "enhanced")):
+        with pytest.raises(InputError, match=f"--audio_preset {preset}: .* {hparams.num_mels} mel bands.*drop"):
+            analysis_for(hparams, preset)
+
+
+def test_a_presets_model_options_make_its_front_end() -> None:
+    for hparams in PRESETS.values():
+        assert front_end(ModelConfig(**model_options(hparams))) == hparams
+
+
+# --- another level
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(-20, 20))
+def test_a_louder_mel_is_that_of_the_louder_sound(gain: float) -> None:
+    mel = audio.melspectrogram(GOLDEN["wav"])
+    before = mel.copy()
+    shifted = audio.louder(mel, gain)
+    expected = audio.melspectrogram((GOLDEN["wav"] * 10 ** (gain / 20)).astype(np.float32))
+    heard = (mel > -4) & (mel < 4)
+    np.testing.assert_allclose(shifted[heard], expected[heard], atol=1e-4)
+    assert shifted.dtype == np.float32
+    assert np.abs(shifted).max() <= 4
+    assert np.array_equal(mel, before)
+
+
+def test_silence_gets_no_louder() -> None:
+    assert (audio.louder(np.full((80, 16), -4, np.float32), 20) == -4).all()
+    mel = audio.melspectrogram(GOLDEN["wav"])
+    assert np.array_equal(audio.louder(mel, 0), mel)
 
 
 # --- loudness at the video's frames

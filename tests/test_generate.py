@@ -23,14 +23,14 @@ from conftest import mouth, write_video
 from fill import fill_
 
 import generate
-from audio.audio import speech_mel
-from audio.hparams import DEFAULT
+from audio.audio import louder, speech_mel
+from audio.hparams import DEFAULT, ENHANCED_AUDIO_CONFIG, HParams
 from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
 from face_detection.tracks import VideoFaces, build_track, find_faces, fixed_track, voxceleb2_box
-from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tools, main, work_files
+from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tools, main, open_clip, work_files
 from guided_diffusion import networks, streams
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
@@ -619,6 +619,7 @@ AFFECTS = {
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
+        "audio_preset": "enhanced", "mouth_gain": 6.0,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -820,6 +821,26 @@ def test_a_network_with_another_front_end_runs(
     torch.save(fill_(create_model(config)).state_dict(), tmp_path / "wide.pt")
     (tmp_path / "wide.json").write_text(json.dumps({**small_config, "audio_dim": 128}))
     assert len(result_of(job, "--model_path", str(tmp_path / "wide.pt"))) == 12
+
+
+def test_the_network_hears_its_own_front_end_or_the_enhanced_one_mapped_to_it(speech: Path, video: Path) -> None:
+    def heard(hparams: HParams, preset: str) -> np.ndarray:
+        options = Options(video_path="v", audio_path="a", model_path="m", audio_preset=preset)
+        return open_clip(Job(str(video), str(speech), "out.mp4"), options, hparams).mel_window(5)
+
+    assert heard(ENHANCED_AUDIO_CONFIG, "enhanced").shape == (128, 18)
+    plain, standard, mapped = (heard(DEFAULT, preset) for preset in ("", "standard", "enhanced"))
+    assert np.array_equal(plain, standard)
+    assert mapped.shape == plain.shape
+    assert 0 < np.abs(mapped - plain).mean() < 0.5
+
+
+def test_the_network_hears_the_speech_louder(speech: Path, video: Path) -> None:
+    def heard(**given: float) -> np.ndarray:
+        options = Options(video_path="v", audio_path="a", model_path="m", **given)  # type: ignore[arg-type]
+        return open_clip(Job(str(video), str(speech), "out.mp4"), options, DEFAULT).mel_window(5)
+
+    assert np.array_equal(heard(mouth_gain=6), louder(heard(), 6))
 
 
 def test_bare_weights_with_the_flags_that_describe_them(job: list[str], checkpoint: Path, tmp_path: Path) -> None:

@@ -31,8 +31,11 @@ from train import (
     start_from,
     tensor_places,
     train_step,
+    with_bands_of,
 )
 
+from audio.audio import mel_window, speech_mel
+from audio.hparams import ENHANCED_AUDIO_CONFIG, front_end, model_options
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.script_util import (
@@ -41,6 +44,7 @@ from guided_diffusion.script_util import (
     create_gaussian_diffusion,
     create_model,
     load_checkpoint,
+    load_model,
 )
 from guided_diffusion.tfg_data_util import lower_half_mask
 from guided_diffusion.video_util import VideoWriter
@@ -336,6 +340,27 @@ def test_every_tensor_has_its_own_place(config: ModelConfig) -> None:
     assert {level for level, _ in places.values()} == {None, *range(len(CHANNEL_MULT[config.image_size]))}
 
 
+def test_other_mel_bands_are_heard_as_the_ones_before() -> None:
+    """Fresh weights for them were as far off as two codes are from each other (1)."""
+    sample = str(Path(__file__).parent.parent / "samples" / "astronaut.mp4")
+    init = load_checkpoint(str(Path(__file__).parent.parent / "checkpoints" / "demo.safetensors"))
+    config = dataclasses.replace(init.config, **model_options(ENHANCED_AUDIO_CONFIG))
+    codes = []
+    for checkpoint in (init, dataclasses.replace(with_bands_of(config, init), config=config)):
+        hparams = front_end(checkpoint.config)
+        mel, _ = speech_mel(sample, hparams)
+        windows = np.stack([mel_window(mel, frame, 25, hparams) for frame in range(0, 170, 10)])
+        codes.append(load_model(checkpoint, CPU).encode_audio(torch.from_numpy(windows)))
+    apart = (codes[0] - codes[0].roll(5, 0)).norm(dim=1).mean()
+    assert (codes[0] - codes[1]).norm(dim=1).mean() < 0.15 * apart
+
+
+def test_the_front_end_in_one_word() -> None:
+    _, flags = parse_options(["--data=d", "--out=o", "--steps=1", "--audio_preset=enhanced", "--hop_size=220"])
+    expected = {"audio_dim": 128, "sample_rate": 22050, "n_fft": 1024, "hop_size": 220, "syncnet_mel_step_size": 18}
+    assert flags == expected
+
+
 # ----------------------------------------------------------------------------------------------------- command line
 
 
@@ -380,7 +405,9 @@ def test_from_clips_to_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest
     tuned = [*command[:1], f"--out={tmp_path / 'tuned'}", *command[2:7], "--steps=1"]
     tuned += [f"--init={run / 'model.safetensors'}", "--audio_dim=96"]
     assert main(tuned) == 0
-    assert "1 start fresh" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "of 80 mel bands, now has 96" in said.out
+    assert " 0 start fresh" in said.out
     assert load_checkpoint(str(tmp_path / "tuned" / "model.safetensors")).config.audio_dim == 96
 
 

@@ -16,6 +16,7 @@ from .video_util import X264_PRESETS, Order
 
 DENOISERS = ("none", "spectral", "deep")
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
+AUDIO_PRESETS = ("standard", "enhanced")
 QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("dpmpp_2m", "logsnr10"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
@@ -67,6 +68,10 @@ class Options:
     denoise_audio: str = flag("none", "take noise out of what the network hears", "sampling", DENOISERS)
     denoise_strength: float = flag(1.0, "how much of the noise is taken out", "sampling", within=(0.01, 1))
     compress_audio: bool = flag(False, "even out the loudness of what the network hears", "sampling")
+    audio_preset: str = flag("", "the front end; by default the checkpoint's own", "sampling", ("", *AUDIO_PRESETS))
+    mouth_gain: float = flag(
+        0.0, "dB by which the network hears the speech louder than it is", "sampling", within=(-20, 20)
+    )
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(
         720, "faces are looked for in frames with at most this long side", "faces", within=(32, 1 << 14)
