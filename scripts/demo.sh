@@ -5,11 +5,16 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=$(bash "$root/scripts/setup.sh")
 out=${out:-$PWD}
+# as near to 250 steps as ten of DDIM, unless the caller says how many
+steps=(--sampler dpmpp_2m --sampling_steps 5)
+for argument in "$@"; do
+  case $argument in --quality_preset* | --sampler* | --sampling_steps* | --timestep_respacing*) steps=() ;; esac
+done
 
 "$PYTHON" "$root/generate.py" \
   --video_path "$root/samples/astronaut.mp4" --audio_path "$root/samples/speech.wav" --out_path "$out/demo.mp4" \
   --model_path "$root/checkpoints/demo.safetensors" --save_orig False \
-  --is_voxceleb2 False --face_detector dlib --sampling_seed 7 --quality_preset fast \
+  --is_voxceleb2 False --face_detector dlib --sampling_seed 7 ${steps[@]+"${steps[@]}"} \
   --sampling_batch_size 4 --blur_kernel_size 9 --pad_audio True "$@"
 "$PYTHON" "$root/scripts/compare.py" "$out/demo.mp4" "$root/samples/astronaut.mp4" \
   --labels "lip-synced to samples/speech.wav" "source" --out "$out/demo_side_by_side.mp4"

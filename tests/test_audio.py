@@ -214,7 +214,7 @@ def test_mapped_windows_are_as_many(tmp_path: Path, n: int, pad_audio: bool, mon
     monkeypatch.setattr(audio, "BLOCK_STEPS", 32)
     soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).normal(0, 0.1, n), 16000)
     standard, _ = audio.speech_mel(str(tmp_path / "in.wav"), DEFAULT, pad_audio)
-    mapped, _ = audio.speech_mel(str(tmp_path / "in.wav"), DEFAULT, pad_audio, ENHANCED_AUDIO_CONFIG)
+    mapped, _ = audio.speech_mel(str(tmp_path / "in.wav"), DEFAULT, pad_audio, analysis=ENHANCED_AUDIO_CONFIG)
     assert mapped.shape == standard.shape
     if pad_audio:
         assert (mapped[:, n // 200 + 5 :] == -4).all()
