@@ -265,7 +265,7 @@ def test_super_resolution_comes_first_and_changes_the_lips_alone(small_config: d
     loop = golden_loop(small_config)
     resolver = LipSuperResolver()
     alone, with_all = (
-        build_stages(replace(loop.options, **flags), 64, None, resolver)
+        build_stages(replace(loop.options, **flags), None, resolver)
         for flags in ({}, {"sharpening_strength": 0.5, "blur_kernel_size": 9})
     )
     assert [name for name, _ in with_all] == ["super-resolution", "sharpen", "paste"]
@@ -777,7 +777,7 @@ def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = Options(video_path="v", audio_path="a", model_path="m")
-    tools = Tools(ModelConfig(), black, None, {}, {}, Ranks())
+    tools = Tools(ModelConfig(), black, 10, None, {}, {}, Ranks())
     files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
     clip = Clip(open_video(str(video)), np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), 9)
     boxes = []
@@ -911,9 +911,9 @@ def test_only_needed_networks_are_loaded(
     def stub(path: str, *_: object, **__: object) -> Sampler:
         size = 128 if path.endswith("128.pt") else 64
         loaded.append(size)
-        return lambda batch: np.zeros((len(batch.crops), size, size, 3), np.uint8)
+        return lambda batch: lambda: np.zeros((len(batch.crops), size, size, 3), np.uint8)
 
-    monkeypatch.setattr(generate, "load_sampler", stub)
+    monkeypatch.setattr(networks, "load_sampler", stub)
     options = Options(
         video_path="v", audio_path="a", model_path=str(checkpoint), device="cpu", adaptive_resolution=True,
         resolution_threshold=threshold,
@@ -925,7 +925,7 @@ def test_only_needed_networks_are_loaded(
     sampler = generate.job_sampler(options, load_tools(options, {}, Ranks()), played, is_told=False)
     assert loaded == []
     picture = np.zeros((9, 9, 3), np.uint8)
-    sizes = [len(sampler(SampleBatch(first, [], [picture], [picture], np.zeros(0)))[0]) for first in range(11)]
+    sizes = [len(sampler(SampleBatch(first, [], [picture], [picture], np.zeros(0)))()[0]) for first in range(11)]
     expected = {140: [64, 64, 128, 128, 128, 128, 128, 128, 128, 64, 64], 300: [64] * 11, 50: [128] * 11}
     assert sizes == expected[threshold]
     assert set(loaded) == needed
@@ -937,7 +937,7 @@ def test_only_needed_networks_are_loaded(
     ("config", "words"),
     [
         ({"image_size": 64}, "is a network of 64 px, --model_path"),
-        ({"image_size": 128, "audio_dim": 96}, "its num_mels is 96, not 80"),
+        ({"image_size": 128, "audio_dim": 96}, "its audio_dim is 96, not 80"),
         ({"image_size": 128, "diffusion_steps": 1}, "--timestep_respacing 'ddim2': no integer stride"),
     ],
 )
