@@ -314,9 +314,18 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
         write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
     said = report(job.out_path, playback.n_output, track.summary(), timings)
-    sound = {"sound": dataclasses.asdict(assess(job.audio_path))} if options.stats else {}
+    sound = {"sound": assessed(job.audio_path)} if options.stats else {}
     stages_run = [name for name, _ in stages]
     return {**dataclasses.asdict(job), **said, "stages": stages_run, "sampler": tools.sampler_key, **sound}
+
+
+def assessed(audio_path: str) -> dict[str, Any]:
+    """What is known of the sound; the result is there, and nothing that goes wrong here may cost it."""
+    try:
+        return dataclasses.asdict(assess(audio_path))
+    except Exception as error:
+        print(f"notice: the sound could not be assessed: {error}", file=sys.stderr)
+        return {"not_measured": str(error)}
 
 
 def timed(sampler: Sampler, timings: Timings) -> Sampler:
@@ -400,7 +409,10 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
         "options": options.affecting("faces"),
         "detector": tools.face_key,
     }
-    motion = {**faces, "audio": file_digest(job.audio_path), "sampling": options.affecting("sampling")}
+    motion = {
+        **faces, "audio": file_digest(job.audio_path), "sampling": options.affecting("sampling"),
+        "front_end": dataclasses.asdict(front_end(tools.config)),  # it says how many frames the sound suffices for
+    }  # fmt: skip
     samples = {**motion, "sampler": tools.sampler_key}
     # boxes, and so samples, are the same with landmarks and without, but where they are drawn by them
     if options.finds_landmarks and options.face_detector != "dlib" and tools.detector is not None:
@@ -423,7 +435,13 @@ def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
     check_job(job, options.save_orig)
     if ranks.size > 1 and options.work_dir is None:
         raise InputError(f"{ranks.size} processes on one video share their samples in a folder: give --work_dir")
-    result = lip_sync(job, options, load_tools(options, model_flags, ranks))
+    tools = load_tools(options, model_flags, ranks)
+    if any(key != tools.sampler_key for key in ranks.gather(tools.sampler_key)):
+        raise InputError(
+            "the processes would not make the same samples, as their devices or checkpoints differ: give "
+            "--sampling_batch_size 2 and --precision float32, and the same checkpoint, or one kind of machine"
+        )
+    result = lip_sync(job, options, tools)
     if options.stats and result is not None:
         save_stats(options, result)
     return 0

@@ -249,7 +249,7 @@ class FaceTrack:
 
     def motion_between(self, before: int, after: int) -> np.ndarray | None:
         """The head's movement float32 [2, 3] from one source frame to the same or a neighbour; None where unknown."""
-        if self.motion is None or abs(after - before) > 1:
+        if self.motion is None or abs(after - before) > 1 or not (self.has_face[before] and self.has_face[after]):
             return None
         if before == after:
             return np.eye(2, 3, dtype=np.float32)

@@ -56,7 +56,7 @@ def with_oracle(tools: generate.Tools, options: Options, size: int, flicker: int
 
     key = {"oracle": [size, BLUR, flicker, GAIN_JITTER, NOISE]} if tools.sampler_key else {}
     config = dataclasses.replace(tools.config, image_size=size)
-    return dataclasses.replace(tools, config=config, sampler=sampler, sampler_key=key)
+    return dataclasses.replace(tools, config=config, sampler=sampler, sampler_key=key, larger=None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -77,6 +77,12 @@ def test_without_openvino_the_command_that_installs_it_is_named(monkeypatch: pyt
         choose_engine("openvino", "auto", CPU)
 
 
+def test_nobody_is_told_of_a_conversion() -> None:
+    """OpenVINO's converter reports to Google Analytics where that package is installed."""
+    engines.import_openvino()
+    assert sys.modules["openvino_telemetry"] is None
+
+
 # ----------------------------------------------------------------------------------------------------------- OpenVINO
 
 

@@ -704,6 +704,8 @@ def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeyp
     job, options, tools = keyed
     before = keys(job, options, tools)
     assert keys(job, options, tools) == before
+    other_ear = replace(tools, config=replace(tools.config, sample_rate=22050, n_fft=1024, hop_size=256))
+    assert work_files(job, options, other_ear).motion != work_files(job, options, tools).motion
     other_weights = replace(tools, sampler_key={"checkpoint": "2"})
     assert differing(keys(job, options, other_weights), before) == [False, False, True]
     other_detector = replace(tools, face_key={"weights": "2"})
@@ -727,8 +729,9 @@ def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_
     torch.save({name: tensor + 0.01 for name, tensor in state_dict.items()}, other)
     other.with_suffix(".json").write_text(json.dumps(small_config))
     options = Options(
-        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir="work", device="cpu"
-    )
+        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir=str(tmp_path),
+        device="cpu",
+    )  # fmt: skip
     one, two = (load_tools(replace(options, model_path=str(path)), {}, Ranks()) for path in (checkpoint, other))
     assert one.sampler_key != two.sampler_key
     assert one.sampler_key == load_tools(options, {}, Ranks()).sampler_key
@@ -797,6 +800,30 @@ def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
         assert boxes == [voxceleb2_box(224, 224)] * 8
     find_track(clip, options, tools, None, Ranks(), Timings())
     assert len(boxes) == 16
+
+
+def test_what_goes_wrong_with_the_sound_afterwards_costs_nothing(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file missing in an installed package turned a finished job into a failed one, without --stats."""
+
+    def fail(_path: str) -> None:
+        raise FileNotFoundError("silero_vad_16k.safetensors")
+
+    monkeypatch.setattr(generate, "assess", fail)
+    result_of(job, "--stats", str(tmp_path / "stats.json"))
+    assert json.loads((tmp_path / "stats.json").read_text())["sound"] == {
+        "not_measured": "silero_vad_16k.safetensors"
+    }
+
+
+def test_processes_that_would_sample_differently_do_not_wait_for_each_other(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With batches by the device, two kinds of GPU wrote into two folders, and rank 0 polled one of them for ever."""
+    monkeypatch.setattr(Ranks, "gather", lambda _self, value: [value, {**value, "batch_size": 60}])
+    assert main([*job, "--work_dir", str(tmp_path / "work")]) == 2
+    assert "would not make the same samples" in capsys.readouterr().err
 
 
 def test_sound_that_is_cut_off_is_said(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -955,8 +982,8 @@ def test_networks_that_cannot_stand_in_for_each_other(
 def test_both_networks_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
     path = saved_network(tmp_path, {**small_config, "image_size": 128})
     options = Options(
-        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir="work", device="cpu",
-        adaptive_resolution=True, model_path_256=str(path),
+        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir=str(tmp_path),
+        device="cpu", adaptive_resolution=True, model_path_256=str(path),
     )  # fmt: skip
     before = load_tools(options, {}, Ranks()).sampler_key
     torch.save({name: 2 * tensor for name, tensor in torch.load(path, weights_only=True).items()}, path)

@@ -104,3 +104,11 @@ def test_the_source_of_an_output_frame_is_the_one_that_is_shown(order: str, is_f
     playback = played(14, order=order, is_frozen=is_frozen, track={"has_face": np.arange(N) > 1})
     shown = [int(item.frame[0, 0, 0]) for item in playback.items(0, playback.n_output)]
     assert [playback.source(index) for index in range(playback.n_output)] == shown
+
+
+def test_no_motion_from_a_frame_without_the_face() -> None:
+    """Tracked by its movement a face may lose frames whose movement is known; they were taken for its context."""
+    motion = np.tile(np.eye(2, 3, dtype=np.float32), (N, 1, 1))
+    track = {"motion": motion, "has_face": np.arange(N) != 3}
+    known = [item.face.motion is not None for item in played(track=track).items(0, N) if item.face]
+    assert known == [False, *[True] * 2, False, *[True] * (N - 5)]

@@ -65,6 +65,7 @@ class Engine:
 
 def import_openvino() -> Any:
     """:raises InputError: with the command that installs it."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # it would report conversions to Google
     try:
         import openvino
     except ImportError as error:

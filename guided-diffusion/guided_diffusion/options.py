@@ -110,7 +110,7 @@ class Options:
     engine: str = flag("torch", "what runs the network", "run", ENGINES)
     precision: str = flag("auto", "auto: see --use_fp16; with openvino bfloat16 where it is fast", "run", PRECISIONS)
     use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
-    compile: bool = flag(False, "torch.compile on CUDA: the first batch takes minutes, the others less", "run")
+    compile: bool = flag(False, "torch.compile on CUDA: the first batch takes a minute, the others less", "run")
 
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"

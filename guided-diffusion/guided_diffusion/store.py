@@ -1,6 +1,5 @@
 """Files: keys made from content, chunks of samples, files that appear when they are complete, downloads."""
 
-import fcntl
 import hashlib
 import io
 import json
@@ -163,10 +162,13 @@ def download(url: str, path: Path, sha256: str) -> None:
 
     :raises InputError: the server cannot be reached, its answer ends early, or the content is another.
     """
+    import fcntl  # which Windows lacks; nothing else here needs it
+
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_name(f"{path.name}.part")
     with open(begun, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0, os.SEEK_END)  # somebody else may have fetched more meanwhile
         if path.is_file():
             begun.unlink(missing_ok=True)
             return
