@@ -21,7 +21,7 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, X0Fn
 from guided_diffusion.sampling import SampleBatch
 from guided_diffusion.streams import Box, Face, Item, Stage, in_windows
-from guided_diffusion.tfg_data_util import inside_frame
+from guided_diffusion.tfg_data_util import inside_frame, lower_half_mask
 
 # -------------------------------------------------------------------------------------------------- head movement
 
@@ -105,11 +105,11 @@ SMOOTHING_REACH = 2
 CHANGE = 10 / 255
 """Of full scale: where a neighbourhood has changed by this much, a neighbour's weight is 1/e of its full one."""
 
-NEIGHBOURHOOD = 0.02
-"""Of the crop's width: the standard deviation of the Gaussian over which a change is averaged."""
+GAIN_CHANGE = 20 / 255
+"""The same for what a pixel says of the brightness of the whole."""
 
-GAIN_CHANGE = 0.1
-"""The same for the brightness of the whole, as the logarithm of a ratio: a light that is turned on is no flicker."""
+NEIGHBOURHOOD = 0.04
+"""Of the crop's width: the standard deviation of the Gaussian over which a change is averaged."""
 
 DARKEST = 0.02  # of full scale: below it ratios are noise
 
@@ -138,9 +138,8 @@ class TemporalSmoother:
             self._last = current_frame
         else:
             weight = self.smoothing_factor / (1 - self.smoothing_factor)
-            everywhere = np.ones(current_frame.shape[:2], bool)
-            smoothed = _smoothed(current_frame, [_Neighbour(self._last, everywhere, weight)])
-            self._last = current_frame + mask[..., None] * (smoothed - current_frame)
+            last = _Neighbour(self._last, np.ones(mask.shape, bool), weight)
+            self._last = _smoothed(current_frame, [last], mask)
         return self._last
 
 
@@ -159,13 +158,10 @@ def smooth(window: Sequence[Item], place: int, smoothing_factor: float, face_hid
     """
     item = window[place]
     assert item.crop is not None
-    top = int(item.crop.shape[0] * (1 - face_hide_percentage))
-    neighbours = list(_neighbours(window, place, top, smoothing_factor))
-    if not neighbours:
-        return item
-    crop = item.crop.copy()
-    crop[top:] = _smoothed(crop[top:], neighbours)
-    return replace(item, crop=crop)
+    height, width = item.crop.shape[:2]
+    mask = lower_half_mask(1, height, width, face_hide_percentage)[0, 0].numpy()
+    neighbours = list(_neighbours(window, place, mask, smoothing_factor))
+    return replace(item, crop=_smoothed(item.crop, neighbours, mask)) if neighbours else item
 
 
 class _Neighbour(NamedTuple):
@@ -174,60 +170,53 @@ class _Neighbour(NamedTuple):
     picture: np.ndarray
     """RGB float32 [h, w, 3] in [0, 1], of the other's size."""
     is_shown: np.ndarray
-    """bool [h, w], where it shows anything."""
+    """bool [h, w], where it shows the same part of the face: generated as well, or known as well."""
     weight: float
     """The other's own is 1."""
 
 
-def _neighbours(window: Sequence[Item], place: int, top: int, smoothing_factor: float) -> Iterator[_Neighbour]:
-    """Rows `top` and below of the neighbours' crops, as the head at `place` shows them."""
-    item = window[place]
-    assert item.crop is not None
-    height, width = item.crop[top:].shape[:2]
-    to_frame = _crop_to_frame(item, top)
+def _neighbours(window: Sequence[Item], place: int, mask: np.ndarray, smoothing_factor: float) -> Iterator[_Neighbour]:
+    """The neighbours' crops as the head at `place` shows them."""
+    size = mask.shape[::-1]
+    part = 1 + mask.astype(np.uint8)  # 0 is outside
+    to_frame = _crop_to_frame(window[place])
     for step in (-1, 1):
         motion = np.eye(3)
         last = place
         while 0 <= (at := last + step) < len(window):
-            face = window[max(last, at)].face
-            if face is None or face.motion is None:
+            face, crop = window[max(last, at)].face, window[at].crop
+            if face is None or face.motion is None or crop is None or crop.shape[:2] != mask.shape:
                 break
             link = np.vstack([face.motion, [0, 0, 1]])
             motion = (link if step > 0 else np.linalg.inv(link)) @ motion
-            to_neighbour = (np.linalg.inv(_crop_to_frame(window[at], top)) @ motion @ to_frame)[:2]
-            crop = window[at].crop
-            assert crop is not None
-            seen = crop[top:]
+            to_neighbour = (np.linalg.inv(_crop_to_frame(window[at])) @ motion @ to_frame)[:2]
             picture = cv2.warpAffine(
-                seen, to_neighbour, (width, height), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-                borderMode=cv2.BORDER_REPLICATE,
-            )  # fmt: skip
-            is_shown = cv2.warpAffine(
-                np.ones(seen.shape[:2], np.uint8), to_neighbour, (width, height),
-                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-            )  # fmt: skip
-            yield _Neighbour(picture, is_shown > 0, smoothing_factor ** abs(at - place))
+                crop, to_neighbour, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+            )
+            its_part = cv2.warpAffine(part, to_neighbour, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+            yield _Neighbour(picture, its_part == part, smoothing_factor ** abs(at - place))
             last = at
 
 
-def _crop_to_frame(item: Item, top: int) -> np.ndarray:
-    """float64 [3, 3], from pixels (x, y) of a crop's rows `top` and below to the frame's, as the paste enlarges it."""
+def _crop_to_frame(item: Item) -> np.ndarray:
+    """float64 [3, 3], from pixels (x, y) of a crop to the frame's, as the paste enlarges it."""
     assert item.face is not None
     assert item.crop is not None
     y1, y2, x1, x2 = item.face.box
     x_scale, y_scale = (x2 - x1) / item.crop.shape[1], (y2 - y1) / item.crop.shape[0]
-    return np.array([[x_scale, 0, x1 + (x_scale - 1) / 2], [0, y_scale, y1 + y_scale * (top + 0.5) - 0.5], [0, 0, 1]])
+    return np.array([[x_scale, 0, x1 + (x_scale - 1) / 2], [0, y_scale, y1 + (y_scale - 1) / 2], [0, 0, 1]])
 
 
-def _smoothed(current: np.ndarray, neighbours: Sequence[_Neighbour]) -> np.ndarray:
+def _smoothed(current: np.ndarray, neighbours: Sequence[_Neighbour], mask: np.ndarray) -> np.ndarray:
     """The weighted mean of a picture and its neighbours in time, of each only where it has hardly changed.
 
-    Brightness and texture go apart. A neighbour's gain, the median ratio of its luma to the picture's, is taken out of
-    it first, and the mean gain (of those near 1: GAIN_CHANGE) is given back to the whole. A pixel of a neighbour then
-    counts for exp(-(change / CHANGE)^2), the robust weight of Perona & Malik (1990), of the rms change around it:
-    flicker goes, movement stays.
+    Brightness and texture go apart. The gain of what is masked towards each neighbour, less that of the rest, which is
+    as it was filmed, is what generating it did; their mean is given to the whole, with the roots of the weights: a
+    gain cannot smear. Of texture, a neighbour at the picture's own brightness counts for exp(-(change / CHANGE)^2), the
+    robust weight of Perona & Malik (1990), of the rms change around a pixel: flicker goes, movement stays.
 
     :param current: RGB float32 [h, w, 3] in [0, 1].
+    :param mask: float32 [h, w] in [0, 1], how much of it may change.
     :return: the same shape, dtype and range.
     """
     luma = cv2.cvtColor(current, cv2.COLOR_RGB2GRAY)
@@ -235,23 +224,27 @@ def _smoothed(current: np.ndarray, neighbours: Sequence[_Neighbour]) -> np.ndarr
     sigma = NEIGHBOURHOOD * current.shape[1]
     total = np.ones_like(luma)
     towards = np.zeros_like(current)
-    log_gain, weights = 0.0, 1.0
+    log_gain, gain_weights = 0.0, 1.0
     for picture, is_shown, weight in neighbours:
-        if not is_shown.any():
-            continue
         its_luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        log_ratio = float(np.median((np.log(np.maximum(its_luma, DARKEST)) - log_luma)[is_shown]))
-        its_share = weight * np.exp(-((log_ratio / GAIN_CHANGE) ** 2))
-        log_gain += its_share * log_ratio
-        weights += its_share
-        scale = np.float32(np.exp(-log_ratio))
-        difference = scale * picture - current
+        trust = is_shown * np.exp(-((cv2.GaussianBlur(its_luma - luma, (0, 0), sigma) / GAIN_CHANGE) ** 2))
+        log_ratio = np.log(np.maximum(its_luma, DARKEST)) - log_luma
+        generated, filmed = (_weighted_mean(log_ratio, trust * part) for part in (mask, 1 - mask))
+        log_gain += np.sqrt(weight) * (generated - filmed)
+        gain_weights += np.sqrt(weight)
+        difference = np.float32(np.exp(-generated)) * picture - current
         change = cv2.GaussianBlur(cv2.cvtColor(difference**2, cv2.COLOR_RGB2GRAY), (0, 0), sigma)
         share = weight * np.exp(-change / CHANGE**2) * is_shown
         total += share
         towards += share[..., None] * difference
-    smoothed = (current + towards / total[..., None]) * np.float32(np.exp(log_gain / weights))
-    return np.clip(smoothed, 0, 1, out=smoothed)
+    smoothed = (current + towards / total[..., None]) * np.float32(np.exp(log_gain / gain_weights))
+    return np.where(mask[..., None] > 0, current + mask[..., None] * (smoothed.clip(0, 1) - current), current)
+
+
+def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """0 where hardly a pixel counts."""
+    total = float(weights.sum())
+    return float((weights * values).sum()) / total if total > 1 else 0.0
 
 
 # ------------------------------------------------------------------------------------------- guidance by the flow

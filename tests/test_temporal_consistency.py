@@ -462,9 +462,11 @@ def test_smoothing_removes_gain_jitter_and_noise(path: HeadPath) -> None:
 
 
 def test_a_head_that_moves_fast_leaves_no_ghost() -> None:
-    """Of a true picture with a contrast of 20 levels; where neighbours are not aligned, the error is 10 times that."""
+    """Of a true picture with a contrast of 20 levels. What is not aligned has changed too much to be blended."""
     truth, _ = generated(fast)
-    assert np.sqrt((error(truth, smoothed(truth)) ** 2).mean()) < 1.5
+    lost = [replace(item, face=replace(item.face, motion=np.eye(2, 3))) for item in truth if item.face]
+    for items in (truth, lost):
+        assert np.sqrt((error(truth, smoothed(items)) ** 2).mean()) < 1
 
 
 @pytest.mark.parametrize("gap", ["cut", "motion unknown", "without a crop", "frame missing"])
