@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -139,6 +140,20 @@ def test_the_conversion_is_kept(loaded: Checkpoint, cache: Path, monkeypatch: py
         load_denoiser(loaded, "digest", openvino_float32(), cache)
 
 
+@pytest.fixture
+def quick_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network's file is another one, of nothing but its input."""
+
+    def converted(*_: object) -> object:
+        from openvino import Model, opset13
+
+        x = opset13.parameter([-1, 3], np.float32)
+        return Model([opset13.relu(x)], [x])
+
+    monkeypatch.setattr(engines, "_converted", converted)
+
+
+@pytest.mark.usefixtures("quick_conversion")
 def test_a_conversion_that_is_killed_leaves_nothing(
     loaded: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,16 +166,16 @@ def test_a_conversion_that_is_killed_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_conversion_is_made_anew(loaded: Checkpoint, cache: Path, tmp_path: Path) -> None:
-    load_denoiser(loaded, "digest", openvino_float32(), cache)
-    (whole,) = cache.iterdir()
-    content = whole.read_bytes()
-    copy = tmp_path / whole.name
-    for damaged in (b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
-        copy.write_bytes(damaged)
-        assert engines._intact(copy) is None
+@pytest.mark.usefixtures("quick_conversion")
+def test_a_damaged_conversion_is_made_anew(loaded: Checkpoint, tmp_path: Path) -> None:
     load_denoiser(loaded, "digest", openvino_float32(), tmp_path)
-    assert engines._intact(copy) is not None
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+        path.write_bytes(damaged)
+        assert engines._intact(path) is None
+        load_denoiser(loaded, "digest", openvino_float32(), tmp_path)
+        assert engines._intact(path) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------ memory

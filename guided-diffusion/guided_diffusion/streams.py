@@ -164,7 +164,8 @@ def ahead(items: Iterator[T], n: int) -> Generator[T, None, None]:
     is_end = False
     error: BaseException | None = None
     try:
-        puller.start()
+        with _STARTING:
+            puller.start()
         while True:
             try:
                 item, error, is_end = puller.get()
@@ -186,6 +187,12 @@ def ahead(items: Iterator[T], n: int) -> Generator[T, None, None]:
 
 class _Stopped(BaseException):
     """Raised in the thread of a stream that nobody reads any more."""
+
+
+# Held while a thread is started, and while one is interrupted: until it runs, a new thread bears the identity of the
+# one that starts it, and would be hit in its place, before it says that it has started: the other waits for that for
+# ever.
+_STARTING = threading.Lock()
 
 
 class _Puller(threading.Thread):
@@ -245,11 +252,12 @@ class _Puller(threading.Thread):
         deadline = time.monotonic() + LONGEST_START
         while not self._has_begun and self in threading.enumerate() and time.monotonic() < deadline:
             time.sleep(0.001)
-        self._is_unwanted = True
-        with self._gate:
+        with _STARTING, self._gate:
             if self._can_be_stopped:
                 identity = ctypes.c_ulong(self.ident or 0)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(_Stopped))
+        # not before: it would end what it pulls, and be interrupted in the middle of that
+        self._is_unwanted = True
         while self.is_alive():
             self._room.put(None)
             self.join(0.01)
