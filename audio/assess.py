@@ -23,7 +23,7 @@ from guided_diffusion.store import replace_when_complete
 from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
-from .voice_activity import HOP, load_speech_detector, speech_probability, speech_spans
+from .voice_activity import HOP, hop_power, load_speech_detector, speech_probability, speech_spans, speech_to_noise
 
 SPECTRUM = 2048  # samples of which one spectrum is taken
 BAND_FLOOR = -60.0  # dB below the loudest part of the spectrum: there is nothing any more
@@ -31,8 +31,6 @@ BAND_SMOOTHING = 200.0  # Hz
 LEVELS = 4096  # bins of the levels' histogram
 CLIPPED_RANGE = 0.01  # of the peak's level: samples that near to it were cut off, if there are many of them
 LONG_SILENCE = 1.0  # seconds
-MIN_HOPS = 3  # of speech and of pauses, for their ratio
-MAX_SNR = 60.0  # dB
 RATED_SAMPLES = 144160  # that DNSMOS hears at once: 9.01 s
 RATED_BLOCK = HOP * -(-RATED_SAMPLES // HOP)
 RATED_EVERY = 7  # blocks: one a minute
@@ -147,24 +145,6 @@ def load_rating() -> Callable[[np.ndarray], float]:
     return rate
 
 
-def speech_to_noise(power: np.ndarray, probability: np.ndarray) -> float | None:
-    """Signal-to-noise ratio in dB: what speech adds while somebody speaks over the level while nobody does.
-
-    The median of the pauses, which click and end of a word do not move. Within 3 dB of the truth from 0 to 25 dB
-    (docs/benchmarks.md), but for other voices: the network hears speech in those, too.
-
-    :param power: float [n], mean square of each HOP.
-    :param probability: float [n], `speech_probability` of each.
-    :return: None with fewer than MIN_HOPS of either kind; at most MAX_SNR.
-    """
-    speaking, pauses = probability >= voice_activity.ONSET, probability < voice_activity.OFFSET
-    if min(speaking.sum(), pauses.sum()) < MIN_HOPS:
-        return None
-    noise = float(np.median(power[pauses]))
-    speech = max(float(power[speaking].mean()) - noise, 1e-12)
-    return min(10 * math.log10(speech / max(noise, 1e-12)), MAX_SNR)
-
-
 def verdict(sound: Assessment) -> list[str]:
     """In words: what may harm the lips, and what helps."""
     said = []
@@ -255,8 +235,7 @@ class _HeardMeter:
 
     def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for number, block in enumerate(in_blocks(blocks, RATED_BLOCK)):
-            hops = np.pad(block, (0, -len(block) % HOP)).reshape(-1, HOP)
-            self.powers += list(np.einsum("ij,ij->i", hops, hops) / HOP)
+            self.powers += list(hop_power(block))
             level = np.abs(block[block != 0]).astype(np.float64)  # digital silence is neither speech nor noise
             self._sums += level.sum(), np.log(level).sum(), len(level)
             if self._rating and number % RATED_EVERY == 0:

@@ -5,6 +5,7 @@ depend on how the sound is cut into them.
 """
 
 import ctypes
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -16,9 +17,13 @@ from tqdm import tqdm
 
 from guided_diffusion.errors import InputError
 
+from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
+from .voice_activity import HOP, hop_power, speech_probability, speech_to_noise
 
+# dB of speech over noise: sound below the first is denoised in full, above the second not at all
+NOISY, CLEAN = 20.0, 30.0
 DEEP_RATE = 48000
 DEEP_FRAME = 480
 DEEP_DELAY = 1440  # samples: 30 ms
@@ -40,27 +45,19 @@ def preprocess(
     """Sound at `rate` as what is heard of it at `target` Hz, the same time to the sample.
 
     :param blocks: float32 [n] each, in [-1, 1].
-    :param denoise: none, spectral or deep.
+    :param denoise: none, spectral or deep; what is clean already stays as it is.
     :param strength: 0 to 1, how much of the noise that was found is taken out.
     :param compress: even the loudness out, within the sound and between sounds.
     :return: blocks of float32, beyond [-1, 1] when compressed sound peaks.
     :raises InputError: a package is not installed.
     """
-    level = _Level()
-    if denoise == "deep":
-        blocks = tqdm(blocks, desc="denoise", unit="s", disable=None)  # of a second each, and it takes its time
-        blocks, rate = denoise_deep(resampled(blocks, rate, DEEP_RATE), strength, level), DEEP_RATE
-    blocks = resampled(blocks, rate, target)
-    if denoise == "spectral":
-        blocks = denoise_spectral(blocks, target, strength, level)
-    if compress:
-        return compressed(blocks, target)
-    return blocks if denoise == "none" else level.restored(blocks)
+    heard = resampled(blocks, rate, target) if denoise == "none" else denoised(blocks, rate, target, denoise, strength)
+    return compressed(heard, target) if compress else heard
 
 
 @contextmanager
 def _stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.ndarray]]]:
-    """All of a sound in a temporary file (230 MB for an hour at 16 kHz), to be read from its start by each call."""
+    """All of a sound in a temporary file, to be read from its start by each call: 230 MB for an hour at 16 kHz."""
     with tempfile.TemporaryFile() as file:
         for block in blocks:
             file.write(block.tobytes())
@@ -74,6 +71,44 @@ def _stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.n
 
 
 # ---------------------------------------------------------------------------------------------------------- denoising
+
+
+def denoised(
+    blocks: Iterable[np.ndarray], rate: int, target: int, denoise: str, strength: float
+) -> Iterator[np.ndarray]:
+    """Parameters as of `preprocess`. A denoiser costs clean speech some of its detail, so it acts as far as there is
+    noise: in full up to NOISY, less and less up to CLEAN."""
+    with _stored(blocks) as read:
+        snr = _snr(read(), rate)
+        strength *= float(np.interp(snr, (NOISY, CLEAN), (1, 0)))
+        if not strength:
+            print(f"notice: the sound is clean (noise {snr:.0f} dB below the speech) and stays so", file=sys.stderr)
+            yield from resampled(read(), rate, target)
+            return
+        level = _Level()
+        if denoise == "deep":
+            sound = tqdm(read(), desc="denoise", unit="block", disable=None)
+            clean = resampled(denoise_deep(resampled(sound, rate, DEEP_RATE), strength, level), DEEP_RATE, target)
+        else:
+            clean = denoise_spectral(resampled(read(), rate, target), target, strength, level)
+        yield from level.restored(clean)
+
+
+def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
+    """`speech_to_noise` of a sound; minus infinity where it cannot be told."""
+    powers = [np.zeros(0)]
+
+    def heard() -> Iterator[np.ndarray]:
+        for block in in_blocks(resampled(blocks, rate, voice_activity.RATE), HOP << 5):
+            powers.append(hop_power(block))
+            yield block
+
+    try:
+        probability = speech_probability(heard())
+    except InputError:  # silero-vad is not installed
+        return -np.inf
+    snr = speech_to_noise(np.concatenate(powers), probability)
+    return -np.inf if snr is None else snr
 
 
 class _Level:

@@ -25,12 +25,12 @@ import torch
 from make_sample import FPS, HELD_OUT_VOICES, VOICES, mouth_of, synthesize, training_script, viseme_track
 
 from _path import ROOT
-from audio.assess import assess, speech_to_noise
+from audio.assess import assess
 from audio.audio import count_windows, load_speech, mel_window, melspectrogram, speech_mel
 from audio.blocks import resampled
 from audio.loudness import LoudnessMeter
 from audio.preprocess import preprocess
-from audio.voice_activity import HOP, ONSET, speech_probability
+from audio.voice_activity import ONSET, hop_power, speech_probability, speech_to_noise
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import peak_memory
 from guided_diffusion.script_util import load_checkpoint, load_model
@@ -213,18 +213,14 @@ def benchmark_snr(recordings: Sequence[str]) -> None:
     for path in recordings:
         speech = load_speech(path)
         speaking = speech_probability([speech]) >= ONSET
-        power = float(hop_powers(speech)[speaking].mean())
+        power = float(hop_power(speech)[speaking].mean())
         for kind in ("white", "pink", "hum", "babble", "music"):
             found = []
             for snr in snrs:
                 sound = mixed(speech, kind, snr, power)
-                found.append(speech_to_noise(hop_powers(sound), speech_probability([sound])))
+                found.append(speech_to_noise(hop_power(sound), speech_probability([sound])))
             cells = ("no pause" if value is None else f"{value:.1f}" for value in found)
             print(f"| {Path(path).stem} | {kind} | {' | '.join(cells)} |", flush=True)
-
-
-def hop_powers(sound: np.ndarray) -> np.ndarray:
-    return np.mean(np.pad(sound, (0, -len(sound) % HOP)).astype(np.float64).reshape(-1, HOP) ** 2, axis=1)
 
 
 def benchmark_hour(parts: Sequence[str], seconds: int) -> None:

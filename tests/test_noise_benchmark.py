@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
-from noise_benchmark import RATE, at_loudness, hop_powers, mixed, noise
+from noise_benchmark import RATE, at_loudness, mixed, noise
 from test_loudness import loudness
+
+from audio.voice_activity import hop_power
 
 
 @pytest.mark.parametrize("kind", ["white", "pink", "hum", "music"])
@@ -21,4 +23,4 @@ def test_mixtures_have_their_ratio() -> None:
         added = mixed(speech, "white", snr) - speech
         assert 10 * np.log10(np.mean(speech**2) / np.mean(added**2)) == pytest.approx(snr, abs=0.01)
     assert loudness(at_loudness(speech, -30), RATE) == pytest.approx(-30, abs=0.01)
-    assert hop_powers(speech).mean() == pytest.approx(0.5, abs=0.02)
+    assert hop_power(speech).mean() == pytest.approx(0.5, abs=0.02)
