@@ -241,6 +241,8 @@ class Tools:
 def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -> Tools:
     """Checkpoint, network, detector. :raises InputError: when one of them cannot be had."""
     device = choose_device(options.device, ranks.local_rank)
+    if options.enhance and ranks.rank == 0:
+        print(f"enhance: {options.enhancements}")
     networks = load_networks(options, model_flags, device, partial(make_guide, options), is_told=ranks.rank == 0)
     detector = None
     if not options.is_voxceleb2:

@@ -21,6 +21,10 @@ QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("dpmpp_2m", "logsnr10"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
 }  # fmt: skip
+# What --enhance True stands for: what measured better on four real clips (docs/benchmarks.md, "One switch").
+ENHANCEMENTS: Mapping[str, Any] = {
+    "blur_kernel_size": 15, "temporal_smoothing": 0.3, "super_resolution": True, "sharpening_strength": 0.5,
+}  # fmt: skip
 # how a number of steps is spread: --sampling_steps
 STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}"}
 
@@ -112,6 +116,9 @@ class Options:
     use_fp16: bool = flag(True, "half precision on CUDA; float32 elsewhere", "run")
     compile: bool = flag(False, "torch.compile on CUDA: the first batch takes a minute, the others less", "run")
 
+    enhance: bool = flag(
+        False, "the recommended enhancements in one flag; each can still be given another value", "run"
+    )
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
     )
@@ -138,6 +145,11 @@ class Options:
     @property
     def sampler_name(self) -> str:
         return self.sampler or ("ddim" if self.use_ddim else "ddpm")
+
+    @property
+    def enhancements(self) -> str:
+        """The flags that `enhance` stands for, with their values."""
+        return " ".join(f"--{name} {getattr(self, name)}" for name in ENHANCEMENTS)
 
     @property
     def follows_head(self) -> bool:
@@ -257,7 +269,12 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, dict[str, Any]]:
 
     :raises InputError: for flags or values that are not allowed.
     """
-    given = resolve_steps(vars(create_argparser().parse_args(argv)))
+    parser = create_argparser()
+    flags = vars(parser.parse_args(argv))
+    if flags["enhance"]:
+        parser.set_defaults(**ENHANCEMENTS)
+        flags = vars(parser.parse_args(argv))
+    given = resolve_steps(flags)
     names = {f.name for f in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in given.items() if name in names})
     return options, {name: value for name, value in given.items() if name not in names and value is not None}
