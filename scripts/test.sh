@@ -6,5 +6,6 @@ PYTHON=$(bash "$root/scripts/setup.sh" requirements-dev.txt)
 cd "$root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-# by files: what the tests of one share is made once
-exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile "$@"
+# by files: what the tests of one share is made once; by name: xdist would begin the files of few tests last, and the
+# demo's few take long
+exec "$PYTHON" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

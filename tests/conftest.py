@@ -6,15 +6,20 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 import torch
 from fill import fill_
 
+import generate
+from guided_diffusion.sampling import Crops, SampleBatch
 from guided_diffusion.script_util import create_model, model_config
 from guided_diffusion.video_util import VideoWriter
 from train_data import FPS, OPENING_NEIGHBOURS, OPENINGS, Clip
@@ -93,3 +98,87 @@ def mouth(x: float = 50, y: float = 60, width: float = 30, opening: float = 0.2)
     points = np.array([*upper, *lower, *inner_upper, *inner_lower], np.float32)
     points[[0, 6], 1] = y
     return points
+
+
+def decoded(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def saved_network(folder: Path, config: dict) -> Path:
+    """Random weights with their configuration beside them."""
+    path = folder / f"{config['image_size']}.pt"
+    torch.save(fill_(create_model(model_config(config, "test"))).state_dict(), path)
+    path.with_suffix(".json").write_text(json.dumps(config))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ runs of generate.py
+
+UPSTREAM_FLAGS = """--generate_from_filelist 0 --save_orig=False --use_fp16 True --face_hide_percentage 0.5
+ --use_ref True --use_audio=True --audio_as_style yes --audio_as_style_encoder_mlp False --nframes 5 --nrefer 1
+ --image_size 64 --syncnet_T 5 --syncnet_mel_step_size 16 --audio_frames_per_video 16 --audio_dim 80
+ --is_voxceleb2 1 --video_fps 25 --sample_rate 16000 --mel_steps_per_sec 80. --clip_denoised true
+ --sampling_batch_size 2 --use_ddim True --sample_path d2l_gen --sample_partition= --sampling_seed=7
+ --sampling_use_gt_for_ref no --sampling_ref_type gt --sampling_input_type gt --face_det_batch_size 64 --pads 0,0,0,0
+ --num_channels 32 --num_res_blocks 1 --num_heads 4 --num_heads_upsample -1 --num_head_channels 32
+ --attention_resolutions 8 --dropout 0.0 --class_cond False --use_checkpoint False --use_scale_shift_norm False
+ --resblock_updown True --learn_sigma False --diffusion_steps 1000 --noise_schedule linear
+ --timestep_respacing ddim2 --use_kl False --predict_xstart True --rescale_timesteps False
+ --rescale_learned_sigmas False --loss_variation 0 --audio_encoder_kwargs {}""".split()
+
+
+def job_arguments(video: Path, speech: Path, checkpoint: Path, folder: Path) -> list[str]:
+    return [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint),
+        "--out_path", str(folder / "out folder" / "result.mp4"), "--save_orig", "False", "--crf", "0",
+        "--use_ddim", "True", "--timestep_respacing", "ddim2", "--sampling_seed", "7", "--device", "cpu",
+        "--sampling_batch_size", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def job(video: Path, speech: Path, checkpoint: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a job that takes a second."""
+    return job_arguments(video, speech, checkpoint, tmp_path)
+
+
+def result_of(arguments: list[str], *more: str) -> np.ndarray:
+    assert generate.main([*arguments, *more]) == 0
+    return decoded(Path(arguments[arguments.index("--out_path") + 1]))
+
+
+@pytest.fixture(scope="session")
+def plain_path(video: Path, speech: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The video that `job` makes."""
+    job = job_arguments(video, speech, checkpoint, tmp_path_factory.mktemp("plain"))
+    assert generate.main(job) == 0
+    return Path(job[job.index("--out_path") + 1])
+
+
+@pytest.fixture(scope="session")
+def plain(plain_path: Path) -> np.ndarray:
+    """Its frames."""
+    return decoded(plain_path)
+
+
+@pytest.fixture(scope="session")
+def short_speech(speech: Path) -> Path:
+    """Its first 0.6 s."""
+    path = speech.with_name("few words.wav")
+    samples, rate = soundfile.read(speech)
+    soundfile.write(path, samples[: int(0.6 * rate)], rate)
+    return path
+
+
+@dataclass(frozen=True)
+class FakeVideo:
+    array: np.ndarray
+    is_image: bool = False
+
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        return iter(self.array[start:stop])
+
+
+def black(batch: SampleBatch) -> Crops:
+    return lambda: np.zeros((len(batch.crops), 64, 64, 3), np.uint8)

@@ -1,17 +1,13 @@
-"""The program: its loop against the reference, its command line, bad input, resuming, several processes."""
+"""The program: its loop against the reference, its command line, bad input, keys, real faces."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import av
@@ -19,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import mouth, write_video
+from conftest import UPSTREAM_FLAGS, FakeVideo, black, decoded, mouth, result_of, write_video
 from fill import fill_
 
 import generate
@@ -29,18 +25,17 @@ from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
-from face_detection.tracks import VideoFaces, build_track, find_faces, fixed_track, voxceleb2_box
-from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tools, main, open_clip, work_files
-from guided_diffusion import networks, streams
+from face_detection.tracks import build_track, find_faces, voxceleb2_box
+from generate import Tools, build_stages, main, open_clip, work_files
+from guided_diffusion import streams
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job
-from guided_diffusion.logger import Timings
-from guided_diffusion.options import Options, create_argparser, parse_options
+from guided_diffusion.options import Options, parse_options
 from guided_diffusion.sampling import Crops, DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
-from guided_diffusion.streams import Box, Face, Item, Stages, per_face
-from guided_diffusion.video_util import open_video, source_index
+from guided_diffusion.streams import Face, Item, Stages, per_face
+from guided_diffusion.video_util import source_index
 from post_processing import paste_stage
 from super_resolution import LipSuperResolver
 
@@ -49,21 +44,7 @@ DATA = Path(__file__).parent / "data"
 CLIPS = ROOT.parent / "shared" / "clips"
 
 
-def decoded(path: Path) -> np.ndarray:
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
 # ------------------------------------------------------------------------------------------------ the loop itself
-
-
-@dataclass(frozen=True)
-class FakeVideo:
-    array: np.ndarray
-    is_image: bool = False
-
-    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        return iter(self.array[start:stop])
 
 
 @dataclass(frozen=True)
@@ -77,16 +58,16 @@ class Loop:
     mels: np.ndarray
     expected: np.lib.npyio.NpzFile
 
-    def items(self, batch_size: int = 10) -> Iterator[Item]:
-        batches = plan_batches(self.playback.n_output, batch_size, self.playback.shot_starts)
-        shown = self.playback.items(0, self.playback.n_output)
+    def items(self, batch_size: int = 10, first_batch: int = 0) -> Iterator[Item]:
+        batches = plan_batches(self.playback.n_output, batch_size, self.playback.shot_starts)[first_batch:]
+        shown = self.playback.items(batches[0].start, self.playback.n_output)
         return generate_crops(shown, batches, self.sampler, self.mels.__getitem__, self.reference())
 
     def reference(self) -> np.ndarray | None:
         return self.playback.reference(self.options.sampling_ref_type, self.options.sampling_seed)
 
-    def pictures(self, stages: Stages | None = None) -> list[np.ndarray]:
-        items = self.items()
+    def pictures(self, stages: Stages | None = None, first_batch: int = 0) -> list[np.ndarray]:
+        items = self.items(first_batch=first_batch)
         for _, stage in stages or build_stages(self.options, None):
             items = stage(items)
         return [item.picture for item in items]
@@ -121,21 +102,19 @@ def golden_loop(small_config: dict, **flags: object) -> Loop:
     return Loop(golden["frames"], played, options, sampler, golden["mels"], golden)
 
 
-def black(batch: SampleBatch) -> Crops:
-    return lambda: np.zeros((len(batch.crops), 64, 64, 3), np.uint8)
-
-
 @pytest.mark.parametrize(
-    ("name", "flags"),
+    ("name", "flags", "first_batch"),
     [
-        ("gt", {}),
-        ("first_frame", {"sampling_input_type": "first_frame", "sampling_ref_type": "first_frame"}),
-        ("random", {"sampling_ref_type": "random"}),
+        ("gt", {}, 0),
+        # their reference is the first batch's too: the last three frames suffice
+        ("first_frame", {"sampling_input_type": "first_frame", "sampling_ref_type": "first_frame"}, 1),
+        ("random", {"sampling_ref_type": "random"}, 1),
     ],
 )
-def test_loop_equals_the_reference(name: str, flags: dict, small_config: dict) -> None:
+def test_loop_equals_the_reference(name: str, flags: dict, first_batch: int, small_config: dict) -> None:
     loop = golden_loop(small_config, **flags)
-    output, expected = np.stack(loop.pictures()), loop.expected[f"out_{name}"]
+    output = np.stack(loop.pictures(first_batch=first_batch))
+    expected = loop.expected[f"out_{name}"][10 * first_batch :]
     assert output.shape == expected.shape
     difference = np.abs(output.astype(int) - expected)
     assert (difference > 2).mean() < 1e-3
@@ -274,46 +253,19 @@ def test_super_resolution_comes_first_and_changes_the_lips_alone(small_config: d
         for flags in ({}, {"sharpening_strength": 0.5, "blur_kernel_size": 9})
     )
     assert [name for name, _ in with_all] == ["super-resolution", "sharpen", "paste"]
+    enhanced = loop.pictures(alone)
     for plain, picture, (y1, y2, x1, x2) in zip(
-        loop.pictures(), loop.pictures(alone), loop.playback.track.boxes, strict=True
+        loop.pictures(), enhanced, loop.playback.track.boxes, strict=True
     ):
         difference = np.abs(picture.astype(int) - plain).max(axis=2)
         middle = (slice(y1 + int(0.54 * (y2 - y1)), y2), slice(x1 + int(0.1 * (x2 - x1)), x2 - int(0.1 * (x2 - x1))))
         assert difference[middle].max() > 3
         difference[middle] = 0
         assert difference.max() <= 1  # of rounding once instead of twice
-    assert any((a != b).any() for a, b in zip(loop.pictures(alone), loop.pictures(with_all), strict=True))
+    assert any((a != b).any() for a, b in zip(enhanced, loop.pictures(with_all), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ the command line
-
-UPSTREAM_FLAGS = """--generate_from_filelist 0 --save_orig=False --use_fp16 True --face_hide_percentage 0.5
- --use_ref True --use_audio=True --audio_as_style yes --audio_as_style_encoder_mlp False --nframes 5 --nrefer 1
- --image_size 64 --syncnet_T 5 --syncnet_mel_step_size 16 --audio_frames_per_video 16 --audio_dim 80
- --is_voxceleb2 1 --video_fps 25 --sample_rate 16000 --mel_steps_per_sec 80. --clip_denoised true
- --sampling_batch_size 2 --use_ddim True --sample_path d2l_gen --sample_partition= --sampling_seed=7
- --sampling_use_gt_for_ref no --sampling_ref_type gt --sampling_input_type gt --face_det_batch_size 64 --pads 0,0,0,0
- --num_channels 32 --num_res_blocks 1 --num_heads 4 --num_heads_upsample -1 --num_head_channels 32
- --attention_resolutions 8 --dropout 0.0 --class_cond False --use_checkpoint False --use_scale_shift_norm False
- --resblock_updown True --learn_sigma False --diffusion_steps 1000 --noise_schedule linear
- --timestep_respacing ddim2 --use_kl False --predict_xstart True --rescale_timesteps False
- --rescale_learned_sigmas False --loss_variation 0 --audio_encoder_kwargs {}""".split()
-
-
-@pytest.fixture
-def job(video: Path, speech: Path, checkpoint: Path, tmp_path: Path) -> list[str]:
-    """Arguments of a job that takes a second."""
-    return [
-        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint),
-        "--out_path", str(tmp_path / "out folder" / "result.mp4"), "--save_orig", "False", "--crf", "0",
-        "--use_ddim", "True", "--timestep_respacing", "ddim2", "--sampling_seed", "7", "--device", "cpu",
-        "--sampling_batch_size", "1",
-    ]  # fmt: skip
-
-
-def result_of(arguments: list[str], *more: str) -> np.ndarray:
-    assert main([*arguments, *more]) == 0
-    return decoded(Path(arguments[arguments.index("--out_path") + 1]))
 
 
 def test_all_of_upstreams_flags(job: list[str], video: Path, tmp_path: Path) -> None:
@@ -331,14 +283,6 @@ def test_all_of_upstreams_flags(job: list[str], video: Path, tmp_path: Path) -> 
     assert {"decode", "sample", "paste", "encode"} <= said["ms_per_frame"].keys()
     assert said["options"]["sampling_seed"] == 7
     assert said["peak_memory_mib"]["rss"] > 100
-
-
-def test_every_option_stands_in_help_and_readme() -> None:
-    text = create_argparser().format_help()
-    readme = (ROOT / "README.md").read_text()
-    for name in vars(create_argparser().parse_args([])):
-        assert f"--{name} " in text
-        assert f"`{name}`" in readme or f"`--{name}`" in readme, f"{name} is not in the README"
 
 
 @pytest.mark.parametrize("text", ["true", "1", "Yes", "True"])
@@ -455,162 +399,46 @@ def test_fixed_crop_of_another_size_warns(
 
 
 @pytest.mark.parametrize(("mode", "order"), [("loop", [0, 1, 2, 0, 1]), ("pingpong", [0, 1, 2, 1, 0])])
-def test_sound_that_outlasts_the_video(mode: str, order: list[int], job: list[str], tmp_path: Path) -> None:
+def test_sound_that_outlasts_the_video(
+    mode: str, order: list[int], job: list[str], short_speech: Path, tmp_path: Path
+) -> None:
     levels = [60, 120, 180]
     clip = write_video(tmp_path / "short.mp4", np.stack([np.full((224, 224, 3), level, np.uint8) for level in levels]))
-    frames = result_of(job, "--video_path", str(clip), "--audio_longer", mode)
-    # windows of 0.2 s in a second of sound: see test_audio.py
-    assert len(frames) == 22
+    sound = ["--audio_path", str(short_speech), "--audio_longer", mode]
+    frames = result_of(job, "--video_path", str(clip), *sound)
+    # windows of 0.2 s in 0.6 s of sound: see test_audio.py
+    assert len(frames) == 12
     corner = frames[:5, -10:, -10:].mean(axis=(1, 2, 3))
     np.testing.assert_allclose(corner, [levels[k] for k in order], atol=2)
 
 
-def test_a_picture_as_video(job: list[str], tmp_path: Path) -> None:
+def test_a_picture_as_video(job: list[str], short_speech: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "face.png"), np.full((224, 224, 3), 100, np.uint8))
-    assert len(result_of(job, "--video_path", str(tmp_path / "face.png"))) == 22
+    sound = ["--audio_path", str(short_speech)]
+    assert len(result_of(job, "--video_path", str(tmp_path / "face.png"), *sound)) == 12
 
 
 def test_the_sources_own_rate(job: list[str], tmp_path: Path) -> None:
-    clip = write_video(tmp_path / "slow.mp4", np.full((8, 224, 224, 3), 100, np.uint8), fps=10)
+    clip = write_video(tmp_path / "slow.mp4", np.full((4, 224, 224, 3), 100, np.uint8), fps=10)
     frames = result_of(job, "--video_path", str(clip), "--video_fps", "0")
-    assert len(frames) == 8
+    assert len(frames) == 4
     with av.open(job[job.index("--out_path") + 1]) as container:
         assert container.streams.video[0].average_rate == 10
         assert container.streams.audio[0].rate == 22050
         assert container.streams.audio[0].channels == 2
-    assert len(result_of(job, "--video_path", str(clip))) == 20
+    assert len(result_of(job, "--video_path", str(clip))) == 10
 
 
-def test_the_seed_decides_the_sample(job: list[str]) -> None:
-    first = result_of(job)
-    np.testing.assert_array_equal(result_of(job), first)
-    assert np.abs(result_of(job, "--sampling_seed", "8").astype(int) - first).max() > 10
+def test_the_seed_decides_the_sample(job: list[str], plain: np.ndarray) -> None:
+    np.testing.assert_array_equal(result_of(job), plain)
+    assert np.abs(result_of(job, "--sampling_seed", "8").astype(int) - plain).max() > 10
 
 
 def test_ancestral_sampling_with_a_seed_repeats(job: list[str]) -> None:
-    flags = ["--use_ddim", "False", "--timestep_respacing", "3"]
+    flags = ["--use_ddim", "False", "--timestep_respacing", "2"]
     first = result_of(job, *flags)
     np.testing.assert_array_equal(result_of(job, *flags), first)
 
-
-# -------------------------------------------------------------------------------------------- filelist, work folder
-
-
-@pytest.fixture
-def filelist(job: list[str], video: Path, speech: Path, tmp_path: Path) -> list[str]:
-    """Three lines: names without .mp4, a missing video, a sound file by its full name."""
-    folder = tmp_path / "test videos"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "sub" / "a.mp4").write_bytes(video.read_bytes())
-    (folder / "b.mp4").write_bytes(Path(result_video(job)).read_bytes())
-    (folder / "c d.wav").write_bytes(speech.read_bytes())
-    (tmp_path / "list.txt").write_text("b sub/a\n\nb missing\nc d.wav\tsub/a\n")
-    return [
-        *job, "--generate_from_filelist", "True", "--filelist", str(tmp_path / "list.txt"),
-        "--test_video_dir", str(folder), "--sample_path", str(tmp_path / "results"),
-    ]  # fmt: skip
-
-
-def result_video(job: list[str]) -> str:
-    assert main(job) == 0
-    return job[job.index("--out_path") + 1]
-
-
-RESULTS = ["b_sub.a.mp4", "c d.wav_sub.a.mp4"]
-
-
-def test_filelist_reports_a_bad_line_and_goes_on(
-    filelist: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(filelist) == 1
-    said = capsys.readouterr()
-    assert "3 lines: 2 made, 0 existed, 1 failed" in said.out
-    assert "missing.mp4' does not exist" in said.err
-    results = sorted(path.name for path in (tmp_path / "results").iterdir())
-    assert results == RESULTS
-    before = {name: (tmp_path / "results" / name).stat().st_mtime_ns for name in RESULTS}
-    assert main([*filelist, "--skip_existing", "True"]) == 1
-    assert "0 made, 2 existed, 1 failed" in capsys.readouterr().out
-    assert before == {name: (tmp_path / "results" / name).stat().st_mtime_ns for name in RESULTS}
-
-
-def run_ranks(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(ROOT / "generate.py"), *arguments],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-
-
-def test_two_ranks_take_lines_in_turn(filelist: list[str], tmp_path: Path) -> None:
-    done = run_ranks(filelist)
-    assert "3 lines: 2 made, 0 existed, 1 failed" in done.stdout
-    assert done.returncode == 1
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == RESULTS
-
-
-def test_two_ranks_share_one_video(job: list[str], tmp_path: Path) -> None:
-    work_dir = ["--work_dir", str(tmp_path / "work")]
-    done = run_ranks([*job, *work_dir])
-    assert done.returncode == 0, done.stderr
-    out_path = Path(job[job.index("--out_path") + 1])
-    np.testing.assert_array_equal(decoded(out_path), result_of(job))
-
-
-def count_samples(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Batches that are sampled from here on, by their first frames."""
-    numbers: list[int] = []
-    plain = DiffusionSampler.__call__
-
-    def counting(self: DiffusionSampler, batch: SampleBatch) -> Crops:
-        numbers.append(batch.first)
-        return plain(self, batch)
-
-    monkeypatch.setattr(DiffusionSampler, "__call__", counting)
-    return numbers
-
-
-def test_stored_samples_are_composited_again(
-    job: list[str], speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = result_of(job)
-    sampled = count_samples(monkeypatch)
-    stored = [*job, "--work_dir", str(tmp_path / "work")]
-    np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled == [0, 5, 10]
-    np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled == [0, 5, 10]
-    result_of(stored, "--crf", "30")
-    assert sampled == [0, 5, 10]
-    blended = result_of(stored, "--blur_kernel_size", "10", "--sharpening_strength", "0.5")
-    assert sampled == [0, 5, 10]
-    assert np.abs(blended.astype(int) - plain).max() > 10
-    np.testing.assert_array_equal(result_of(stored), plain)
-    # a lost batch is made again, alone
-    (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
-    lost.unlink()
-    np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled == [0, 5, 10, 5]
-    assert len(list((tmp_path / "work").glob("samples-*"))) == 1
-    # anything that changes the samples makes them anew, under another key
-    result_of(stored, "--sampling_seed", "8")
-    assert len(list((tmp_path / "work").glob("samples-*"))) == 2
-    assert speech.exists()
-
-
-def test_guidance_by_the_flow_knows_no_batches(job: list[str], tmp_path: Path) -> None:
-    """A head that moves by a pixel per frame: whatever the batches, and when one of them is made again."""
-    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), (0, 0), 2)
-    clip = write_video(tmp_path / "moving.mp4", np.stack([np.roll(picture, k, axis=1) for k in range(8)]))
-    job = [*job, "--video_path", str(clip)]
-    guided = [*job, "--flow_guidance", "1", "--work_dir", str(tmp_path / "work")]
-    batches_of_five = result_of(guided)
-    assert np.abs(result_of(job).astype(int) - batches_of_five).max() > 10
-    one_batch = result_of(guided, "--sampling_batch_size", "3").astype(int)
-    assert np.abs(one_batch - batches_of_five).max() <= 3
-    (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
-    lost.unlink()
-    np.testing.assert_array_equal(result_of(guided), batches_of_five)
 
 
 # Which part of a run each option changes first. Written out: read from the options it would agree with any of them.
@@ -728,85 +556,6 @@ def differing(keys: Sequence[str], others: Sequence[str]) -> list[bool]:
     return [key != other for key, other in zip(keys, others, strict=True)]
 
 
-def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
-    other = tmp_path / "other.pt"
-    state_dict = torch.load(checkpoint, weights_only=True)
-    torch.save({name: tensor + 0.01 for name, tensor in state_dict.items()}, other)
-    other.with_suffix(".json").write_text(json.dumps(small_config))
-    options = Options(
-        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir=str(tmp_path),
-        device="cpu",
-    )  # fmt: skip
-    one, two = (load_tools(replace(options, model_path=str(path)), {}, Ranks()) for path in (checkpoint, other))
-    assert one.sampler_key != two.sampler_key
-    assert one.sampler_key == load_tools(options, {}, Ranks()).sampler_key
-    assert one.sampler_key["arithmetic"] == {"device": "cpu", "precision": "float32", "is_compiled": False}
-    assert load_tools(replace(options, engine="openvino"), {}, Ranks()).sampler_key != one.sampler_key
-    assert load_tools(replace(options, sampling_batch_size=None), {}, Ranks()).batch_size == one.batch_size
-
-
-@dataclass(frozen=True)
-class Detector:
-    """Sees one face, whose landmarks shake by a pixel, and counts the frames that it looks at."""
-
-    seen: list[int]
-
-    def detect(self, images: list[np.ndarray], with_landmarks: bool) -> list[list[Detection]]:
-        assert with_landmarks
-        found = []
-        for _ in images:
-            landmarks = np.full((68, 2), 60 + len(self.seen) % 2, np.float32)
-            self.seen.append(1)
-            found.append([Detection((20.0, 20.0, 100.0, 100.0), 1.0, landmarks)])
-        return found
-
-
-def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, tmp_path: Path) -> None:
-    """And landmarks are steadied for the mask, but not stored so."""
-    options = Options(
-        video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False, landmark_mask=True
-    )
-    detector = Detector([])
-    tools = Tools(ModelConfig(), black, 10, detector, {}, {}, Ranks())  # type: ignore[arg-type]
-    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
-    source = open_video(str(video))
-    for n_windows, looked_at in ((5, 5), (4, 5), (9, 9), (30, 12), (40, 12)):
-        clip = Clip(source, np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), n_windows)
-        track = find_track(clip, options, tools, files, Ranks(), Timings())
-        assert len(track.boxes) == min(n_windows, 12)
-        assert len(detector.seen) == looked_at
-        assert track.landmarks is not None
-        np.testing.assert_allclose(track.landmarks[2:-2], 60.5)
-    stored = VideoFaces.load(files.faces)
-    assert {float(faces[0].landmarks[0, 0]) for faces in stored.faces} == {60.0, 61.0}  # type: ignore[index]
-
-
-def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
-    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = Options(video_path="v", audio_path="a", model_path="m")
-    tools = Tools(ModelConfig(), black, 10, None, {}, {}, Ranks())
-    files = WorkFiles(tmp_path / "faces.npz", tmp_path / "motion.npy", tmp_path / "samples")
-    clip = Clip(open_video(str(video)), np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), 9)
-    boxes = []
-
-    def move(before: np.ndarray, frame: np.ndarray, box: Box) -> np.ndarray:
-        assert frame.mean() > before.mean()  # the video grows brighter
-        boxes.append(box)
-        return np.array([[1, 0, len(boxes)], [0, 1, 0]])
-
-    monkeypatch.setattr(generate, "head_motion", move)
-    assert find_track(clip, options, tools, files, Ranks(), Timings()).motion is None
-    options = replace(options, temporal_smoothing=0.5)
-    for _ in range(2):  # the second time it is stored
-        track = find_track(clip, options, tools, files, Ranks(), Timings())
-        assert track.motion is not None
-        np.testing.assert_array_equal(track.motion[1:, 0, 2], range(1, 9))
-        assert boxes == [voxceleb2_box(224, 224)] * 8
-    find_track(clip, options, tools, None, Ranks(), Timings())
-    assert len(boxes) == 16
-
-
 def test_what_goes_wrong_with_the_sound_afterwards_costs_nothing(
     job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -822,37 +571,21 @@ def test_what_goes_wrong_with_the_sound_afterwards_costs_nothing(
     }
 
 
-def test_processes_that_would_sample_differently_do_not_wait_for_each_other(
-    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_sound_that_is_cut_off_is_said(
+    job: list[str], short_speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With batches by the device, two kinds of GPU wrote into two folders, and rank 0 polled one of them for ever."""
-    monkeypatch.setattr(Ranks, "gather", lambda _self, value: [value, {**value, "batch_size": 60}])
-    assert main([*job, "--work_dir", str(tmp_path / "work")]) == 2
-    assert "would not make the same samples" in capsys.readouterr().err
-
-
-def test_sound_that_is_cut_off_is_said(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = write_video(tmp_path / "short.mp4", np.full((8, 224, 224, 3), 90, np.uint8))
+    job = [*job, "--audio_path", str(short_speech)]
+    clip = write_video(tmp_path / "short.mp4", np.full((3, 224, 224, 3), 90, np.uint8))
     result_of(job, "--video_path", str(clip))
-    assert "0.6 s of it are cut off; with --audio_longer pingpong" in capsys.readouterr().err
+    assert "0.4 s of it are cut off; with --audio_longer pingpong" in capsys.readouterr().err
     result_of(job, "--video_path", str(clip), "--audio_longer", "pingpong")
     assert "cut off" not in capsys.readouterr().err
 
 
-def test_the_result_can_last_as_long_as_the_sound(job: list[str]) -> None:
-    flags = ["--audio_longer", "loop"]
-    assert len(result_of(job, *flags)) == 22
-    assert len(result_of(job, *flags, "--pad_audio", "True")) == 25
-
-
-def test_a_network_with_another_front_end_runs(
-    job: list[str], small_config: dict, tmp_path: Path
-) -> None:
-    """A checkpoint of scripts/train.py --audio_dim 128 ended in a traceback after pass 1."""
-    config = model_config({**small_config, "audio_dim": 128}, "test")
-    torch.save(fill_(create_model(config)).state_dict(), tmp_path / "wide.pt")
-    (tmp_path / "wide.json").write_text(json.dumps({**small_config, "audio_dim": 128}))
-    assert len(result_of(job, "--model_path", str(tmp_path / "wide.pt"))) == 12
+def test_the_result_can_last_as_long_as_the_sound(job: list[str], short_speech: Path) -> None:
+    flags = ["--audio_path", str(short_speech), "--audio_longer", "loop"]
+    assert len(result_of(job, *flags)) == 12
+    assert len(result_of(job, *flags, "--pad_audio", "True")) == 15
 
 
 def test_the_network_hears_its_own_front_end_or_the_enhanced_one_mapped_to_it(speech: Path, video: Path) -> None:
@@ -873,128 +606,6 @@ def test_the_network_hears_the_speech_louder(speech: Path, video: Path) -> None:
         return open_clip(Job(str(video), str(speech), "out.mp4"), options, DEFAULT).mel_window(5)
 
     assert np.array_equal(heard(mouth_gain=6), louder(heard(), 6))
-
-
-def test_bare_weights_with_the_flags_that_describe_them(job: list[str], checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "bare.pt").write_bytes(checkpoint.read_bytes())
-    expected = result_of(job)
-    np.testing.assert_array_equal(result_of([*job, *UPSTREAM_FLAGS, "--save_orig", "False"],
-                                            "--model_path", str(tmp_path / "bare.pt"), "--sampling_batch_size", "1"),
-                                  expected)  # fmt: skip
-
-
-def saved_network(folder: Path, config: dict) -> Path:
-    """Random weights with their configuration beside them."""
-    path = folder / f"{config['image_size']}.pt"
-    torch.save(fill_(create_model(model_config(config, "test"))).state_dict(), path)
-    path.with_suffix(".json").write_text(json.dumps(config))
-    return path
-
-
-def test_a_network_of_256_px_runs(job: list[str], small_config: dict, tmp_path: Path) -> None:
-    """Bare weights, and the flags that describe them."""
-    clip = write_video(tmp_path / "short.mp4", np.full((2, 224, 224, 3), 90, np.uint8))
-    path = saved_network(tmp_path, {**small_config, "image_size": 256})
-    path.with_suffix(".json").unlink()
-    flags = [*UPSTREAM_FLAGS, "--save_orig", "False", "--image_size", "256", "--work_dir", str(tmp_path / "work")]
-    frames = result_of([*job, *flags], "--model_path", str(path), "--video_path", str(clip)).astype(int)
-    assert np.load(next((tmp_path / "work").glob("samples-*/000000.npy"))).shape == (2, 256, 256, 3)
-    y1, y2, x1, x2 = voxceleb2_box(224, 224)
-    assert np.abs(frames[:, (y1 + y2) // 2 : y2, x1:x2] - 90).mean() > 5
-    assert np.abs(frames[:, y2 + 4 :] - 90).max() <= 3
-
-
-def test_each_shot_is_as_the_network_alone_makes_it_that_its_face_asks_for(
-    job: list[str], checkpoint: Path, small_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """With blending, whose kernel is in the network's pixels, of a crop that sharpening has enlarged."""
-    from skimage import data
-
-    monkeypatch.setattr(generate, "FaceAlignment", cache(generate.FaceAlignment))  # it takes a second to load
-    face = data.astronaut()[20:250, 100:330]
-    wide, narrow = cv2.resize(face, (240, 240)), cv2.resize(face[:, ::-1], (120, 120))
-    narrow = cv2.copyMakeBorder(narrow, 60, 60, 60, 60, cv2.BORDER_CONSTANT)
-    clip = write_video(tmp_path / "two.mp4", np.stack([narrow] * 2 + [wide] * 2), crf=0)
-    both = [str(checkpoint), str(saved_network(tmp_path, {**small_config, "image_size": 128}))]
-    flags = [
-        *job, "--video_path", str(clip), "--is_voxceleb2", "False", "--face_detector", "dlib", "--work_dir",
-        str(tmp_path / "work"), "--timestep_respacing", "ddim1", "--blur_kernel_size", "15",
-        "--sharpening_strength", "0.5",
-    ]  # fmt: skip
-    small, large = (result_of([*flags, "--model_path", path]) for path in both)
-    assert all((small[shot] != large[shot]).any() for shot in (slice(2), slice(2, 4)))
-    flags += ["--model_path", both[0], "--model_path_256", both[1], "--adaptive_resolution", "True"]
-    result = result_of(flags, "--resolution_threshold", "85")
-    assert "resolution: 1 of 2 shots with 128 px, 1 with 64 px" in capsys.readouterr().out
-    np.testing.assert_array_equal(result, np.concatenate([small[:2], large[2:]]))
-    assert len(list((tmp_path / "work").glob("samples-*"))) == 3
-    assert len(list((tmp_path / "work").glob("faces-*"))) == 1
-
-
-@pytest.mark.parametrize(("threshold", "needed"), [(140, {64, 128}), (300, {64}), (50, {128})])
-def test_only_needed_networks_are_loaded(
-    threshold: float, needed: set[int], checkpoint: Path, small_config: dict, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """Faces of 100, 200 and 140 px in three shots that are played back and forth."""
-    loaded: list[int] = []
-
-    def stub(path: str, *_: object, **__: object) -> Sampler:
-        size = 128 if path.endswith("128.pt") else 64
-        loaded.append(size)
-        return lambda batch: lambda: np.zeros((len(batch.crops), size, size, 3), np.uint8)
-
-    monkeypatch.setattr(networks, "load_sampler", stub)
-    options = Options(
-        video_path="v", audio_path="a", model_path=str(checkpoint), device="cpu", adaptive_resolution=True,
-        resolution_threshold=threshold,
-        model_path_256=str(saved_network(tmp_path, {**small_config, "image_size": 128})),
-    )  # fmt: skip
-    boxes = np.array([[0, 50, 0, width] for width in (100, 100, 200, 200, 140, 140)])
-    track = replace(fixed_track(6, (0, 50, 0, 100)), boxes=boxes, is_cut=np.array([0, 0, 1, 0, 1, 0], bool))
-    played = Playback(FakeVideo(np.zeros((6, 60, 220, 3), np.uint8)), track, 11, "pingpong")
-    sampler = generate.job_sampler(options, load_tools(options, {}, Ranks()), played, is_told=False)
-    assert loaded == []
-    picture = np.zeros((9, 9, 3), np.uint8)
-    sizes = [len(sampler(SampleBatch(first, [], [picture], [picture], np.zeros(0)))()[0]) for first in range(11)]
-    expected = {140: [64, 64, 128, 128, 128, 128, 128, 128, 128, 64, 64], 300: [64] * 11, 50: [128] * 11}
-    assert sizes == expected[threshold]
-    assert set(loaded) == needed
-    assert len(loaded) == len(needed)
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"image_size": 64}, "is a network of 64 px, --model_path"),
-        ({"image_size": 128, "audio_dim": 96}, "its audio_dim is 96, not 80"),
-        ({"image_size": 128, "diffusion_steps": 1}, "--timestep_respacing 'ddim2': no integer stride"),
-    ],
-)
-def test_networks_that_cannot_stand_in_for_each_other(
-    config: dict, words: str, job: list[str], small_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(networks, "load_denoiser", None)
-    path = saved_network(tmp_path, {**small_config, **config})
-    assert main([*job, "--adaptive_resolution", "True", "--model_path_256", str(path)]) == 2
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("notice:"))
-    assert words in line
-
-
-def test_both_networks_are_in_the_samplers_key(checkpoint: Path, small_config: dict, tmp_path: Path) -> None:
-    path = saved_network(tmp_path, {**small_config, "image_size": 128})
-    options = Options(
-        video_path="v", audio_path="a", model_path=str(checkpoint), sampling_seed=7, work_dir=str(tmp_path),
-        device="cpu", adaptive_resolution=True, model_path_256=str(path),
-    )  # fmt: skip
-    before = load_tools(options, {}, Ranks()).sampler_key
-    torch.save({name: 2 * tensor for name, tensor in torch.load(path, weights_only=True).items()}, path)
-    after = load_tools(options, {}, Ranks()).sampler_key
-    assert before.pop("larger") != after.pop("larger")
-    assert before == after
 
 
 def test_a_full_disk_is_said_in_one_line(
@@ -1018,49 +629,6 @@ def test_a_run_that_ends_well_interrupts_no_thread(job: list[str], monkeypatch: 
 
     monkeypatch.setattr(streams._Puller, "stop", fail)
     assert len(result_of(job)) == 12
-
-
-@pytest.mark.parametrize("flags", [["--timestep_respacing", "1"], ["--timestep_respacing", "ddim1"]])
-@pytest.mark.parametrize("use_ddim", ["True", "False"])
-def test_a_single_step_runs(flags: list[str], use_ddim: str, job: list[str]) -> None:
-    assert len(result_of(job, *flags, "--use_ddim", use_ddim)) == 12
-
-
-def test_work_folder_needs_a_seed(job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    at = job.index("--sampling_seed")
-    assert main([*job[:at], *job[at + 2 :], "--work_dir", str(tmp_path / "work")]) == 2
-    assert "--sampling_seed" in capsys.readouterr().err
-
-
-def test_killed_run_continues(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL after the first complete batch: no half file at the target, the rest is sampled, the frames are equal."""
-    plain = result_of(job)
-    out_path = Path(job[job.index("--out_path") + 1])
-    out_path.unlink()
-    stored = [*job, "--work_dir", str(tmp_path / "work")]
-    process = subprocess.Popen([sys.executable, str(ROOT / "generate.py"), *stored], stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "work").glob("samples-*/000000.npy")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not out_path.exists()
-    sampled = count_samples(monkeypatch)
-    np.testing.assert_array_equal(result_of(stored), plain)
-    assert sampled in ([5, 10], [10])
-    assert [path.name for path in out_path.parent.iterdir()] == ["result.mp4"]
-
-
-def test_a_terminated_run_leaves_nothing(job: list[str], tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "generate.py"), *job, "--timestep_respacing", "ddim100"], stderr=subprocess.DEVNULL
-    )
-    while not list(tmp_path.glob("out folder/.*.part")):
-        assert process.poll() is None, "the run ended before it could be terminated"
-        time.sleep(0.01)
-    process.terminate()
-    assert process.wait() == 143
-    assert list((tmp_path / "out folder").iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------- from end to end
@@ -1095,8 +663,8 @@ def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path)
     clip = write_video(tmp_path / "astronaut.mp4", np.stack([data.astronaut()] * 6), crf=0)
     flags = [
         "--video_path", str(clip), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
-        str(tmp_path / "out.mp4"), "--is_voxceleb2", "False", "--face_detector", "dlib", "--quality_preset", "fast",
-        "--sampling_seed", "7", "--crf", "0", "--work_dir", str(tmp_path / "work"),
+        str(tmp_path / "out.mp4"), "--is_voxceleb2", "False", "--face_detector", "dlib", "--use_ddim", "True",
+        "--timestep_respacing", "ddim2", "--sampling_seed", "7", "--crf", "0", "--work_dir", str(tmp_path / "work"),
         "--blur_kernel_size", "10", "--sharpening_strength", "0.5",
     ]  # fmt: skip
     changes = []
@@ -1125,14 +693,14 @@ def test_input_errors_are_of_one_line(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="needs ../shared/clips")
-def test_a_second_of_a_real_clip(checkpoint: Path, speech: Path, tmp_path: Path) -> None:
+def test_half_a_second_of_a_real_clip(checkpoint: Path, short_speech: Path, tmp_path: Path) -> None:
     """A vertical 1080 x 1920 clip with a small face."""
     out_path = tmp_path / "out.mp4"
     assert main([
-        "--video_path", str(CLIPS / "portrait_1080x1920_25fps.mp4"), "--audio_path", str(speech), "--out_path",
+        "--video_path", str(CLIPS / "portrait_1080x1920_25fps.mp4"), "--audio_path", str(short_speech), "--out_path",
         str(out_path), "--model_path", str(checkpoint), "--is_voxceleb2", "False", "--face_detector", "dlib",
         "--use_ddim", "True", "--timestep_respacing", "ddim2", "--sampling_seed", "7", "--save_orig", "False",
     ]) == 0  # fmt: skip
     with av.open(str(out_path)) as container:
         stream = container.streams.video[0]
-        assert (stream.width, stream.height, stream.frames) == (1080, 1920, 22)
+        assert (stream.width, stream.height, stream.frames) == (1080, 1920, 12)

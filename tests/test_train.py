@@ -118,24 +118,24 @@ def steps(training: Training, clips: list[Clip], given: Options, n: int, config:
 
 
 def test_the_loss_falls(clips: list[Clip]) -> None:
-    given = options(steps=30, lr=2e-3, batch_size=4, ema_decay=0.8, mel_augment=0.0)
+    given = options(steps=12, lr=2e-3, batch_size=4, ema_decay=0.8, mel_augment=0.0)
     training = new_training(CONFIG, given, None, CPU)
     validation = Validation(clips, dataclasses.replace(given, batch_size=32), CONFIG, CPU)
     diffusion = create_gaussian_diffusion(CONFIG)
     before = validation.loss(training.ema, diffusion)
-    steps(training, clips, given, 30)
+    steps(training, clips, given, 12)
     after = validation.loss(training.ema, diffusion)
-    assert after < 0.97 * before
+    assert after < 0.8 * before
     assert validation.loss(training.ema, diffusion) == after
 
 
 def test_the_audio_code_learns_the_mouths_opening(clips: list[Clip]) -> None:
-    given = options(steps=400, lr=2e-3, mel_augment=0.0, opening_weight=1.0, opening_steps=41, ema_decay=0.8)
+    given = options(steps=400, lr=2e-3, mel_augment=0.0, opening_weight=1.0, opening_steps=19, ema_decay=0.8)
     training = new_training(CONFIG, given, None, CPU)
     untouched = training.opening_head.weight.clone()
     steps(training, clips, dataclasses.replace(given, opening_weight=0.0, opening_steps=0), 1)
     assert torch.equal(training.opening_head.weight, untouched)
-    steps(training, clips, given, 40)
+    steps(training, clips, given, 18)
     validation = Validation(clips, given, CONFIG, CPU)
     assert validation.opening_r(training) > 0.8
     mels, openings = validation.openings
@@ -445,19 +445,21 @@ def test_flags_of_the_network_are_kept_apart() -> None:
     assert model_flags == {"num_channels": 64}
 
 
-def test_the_program_crops_in_two_processes_saves_when_terminated_and_continues(folder: Path, tmp_path: Path) -> None:
+def test_the_program_crops_in_two_processes_saves_when_terminated_and_continues(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [
-        sys.executable, str(Path(train.__file__)), f"--data={folder}", f"--out={tmp_path / 'run'}", "--batch_size=1",
-        "--workers=2", "--device=cpu", "--log_every=1", "--sheet_every=100000", *MODEL_FLAGS,
+        f"--data={folder}", f"--out={tmp_path / 'run'}", "--batch_size=4", "--workers=2", "--device=cpu",
+        "--log_every=1", "--sheet_every=100000", *MODEL_FLAGS,
     ]  # fmt: skip
-    with subprocess.Popen([*command, "--steps=100000"], stdout=subprocess.PIPE, text=True) as process:
+    program = [sys.executable, str(Path(train.__file__)), *command, "--steps=100000"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step 1 "):
                 process.terminate()
     assert process.returncode == 128 + signal.SIGTERM
     logged = len((tmp_path / "run" / "log.txt").read_text().splitlines())
-    continued = subprocess.run([*command, f"--steps={logged}"], capture_output=True, text=True)
-    assert continued.returncode == 0
-    assert f"continues at step {logged}" in continued.stdout
+    assert main([*command, f"--steps={logged}"]) == 0
+    assert f"continues at step {logged}" in capsys.readouterr().out
     assert load_checkpoint(str(tmp_path / "run" / "model.safetensors")).config == CONFIG
