@@ -60,7 +60,7 @@ from guided_diffusion.script_util import ModelConfig
 from guided_diffusion.store import ChunkStore, content_key, file_digest, load_array, save_array
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
-from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
+from post_processing import LipAlpha, color_stage, denoise_stage, find_lips, generated_alpha, paste_stage, sharpen
 from super_resolution import SR_BATCH, LipSuperResolver
 from temporal_consistency import GUIDED_STEPS, flow_guide, guided_steps, head_motion, smoothing_stage
 
@@ -173,6 +173,10 @@ def build_stages(
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
+    if options.denoise:
+        stages.append(("denoise", denoise_stage(options.denoise, hidden)))
+    if options.color_match != "none":
+        stages.append(("colour", color_stage(options.color_match, hidden)))
     if options.temporal_smoothing:
         stages.append(("smooth", smoothing_stage(options.temporal_smoothing, hidden)))
     if resolver is not None:

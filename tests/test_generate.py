@@ -226,6 +226,13 @@ def test_no_flag_no_stage() -> None:
     assert [name for name, _ in stages] == ["paste"]
 
 
+def test_noise_and_colour_are_mended_before_anything_looks_at_the_crop() -> None:
+    options = Options(video_path="v", audio_path="a", model_path="m")
+    flags = {"denoise": 0.5, "color_match": "lab", "temporal_smoothing": 0.3, "sharpening_strength": 0.5}
+    names = [name for name, _ in build_stages(replace(options, **flags), None)]
+    assert names == ["denoise", "colour", "smooth", "sharpen", "paste"]
+
+
 @dataclass(frozen=True)
 class FakeDetector:
     """Finds the same lips, in shares of the crop, in any."""
@@ -634,7 +641,7 @@ AFFECTS = {
         "engine": "openvino", "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
         "temporal_smoothing": 0.5, "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True,
-        "sr_model": "f", "sr_strength": 0.5,
+        "sr_model": "f", "sr_strength": 0.5, "color_match": "lab", "denoise": 0.5,
     },
 }  # fmt: skip
 
@@ -671,13 +678,13 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     faces, motion, samples = keys(job, options, tools)
     new_faces, new_motion, new_samples = keys(job, changed, tools)
     # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
-    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    by_landmarks = name in ("landmark_mask", "color_match", "flow_guidance", "motion_tracking")
     assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
     assert (new_motion != motion) == (new_samples != samples)
 
 
-@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+@pytest.mark.parametrize("name", ["landmark_mask", "color_match", "flow_guidance", "motion_tracking"])
 def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
     class OtherLandmarks(Fingerprint):
         def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
@@ -689,7 +696,7 @@ def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, key
         keys(job, options, replace(tools, detector=detector)) for detector in (Fingerprint(), OtherLandmarks())
     )
     assert new_faces != faces
-    assert (new_samples != samples) == (name != "landmark_mask")
+    assert (new_samples != samples) == (name not in ("landmark_mask", "color_match"))
 
 
 def test_sound_is_prepared_as_the_options_say(video: Path, speech: Path) -> None:

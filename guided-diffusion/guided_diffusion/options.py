@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .color_util import COLOR_MATCHES
 from .dist_util import DEVICES
 from .engines import ENGINES, PRECISIONS
 from .errors import InputError
@@ -115,6 +116,13 @@ class Options:
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
     )
+    denoise: float = flag(
+        0.0, "take the noise that sampling left out of the generated part, 0 (off) to 1", "output", within=(0, 1)
+    )
+    color_match: str = flag(
+        "none", "give what is generated its frame's colours: by one shift, or the skin by its histogram", "output",
+        COLOR_MATCHES,
+    )  # fmt: skip
     temporal_smoothing: float = flag(
         0.0, "take flicker out of the generated part, 0 (off) to 0.9", "output", within=(0, 0.9)
     )
@@ -147,7 +155,7 @@ class Options:
     @property
     def finds_landmarks(self) -> bool:
         """Whether landmarks are asked for, also of detectors that do without."""
-        return self.landmark_mask or self.samples_by_landmarks
+        return self.landmark_mask or self.color_match != "none" or self.samples_by_landmarks
 
     @property
     def samples_by_landmarks(self) -> bool:
