@@ -312,6 +312,8 @@ def color_stage(color_match: str, face_hide_percentage: float) -> Stage:
 def generated_skin(face: Face, height: int, width: int, face_hide_percentage: float) -> np.ndarray:
     """bool [height, width], of a crop of this size: what was generated within the line of the jaw, away from the lips;
     without landmarks all that was generated but where lips may be."""
+    if face.landmarks is not None and not np.isfinite(face.landmarks).all():
+        face = replace(face, landmarks=None)
     skin = ~mouth_area(face, height, width)
     skin[: int(height * (1 - face_hide_percentage))] = False
     if face.landmarks is not None:
@@ -505,6 +507,28 @@ def _filled(frame: np.ndarray, box: Box, growth: int) -> np.ndarray:
     return filled
 
 
+def skin_difference(
+    source: np.ndarray, result: np.ndarray, face: Face, face_hide_percentage: float
+) -> dict[str, float]:
+    """How the colours of the lower face's skin differ from the source's, at the same pixels; nothing without skin.
+
+    skin_delta_e is the CIEDE2000 difference of the mean colours. skin_histogram is the distance of the histograms
+    (Wasserstein's first, in L, a, b, their mean): it sees contrast and shades too. skin_l, skin_a and skin_b are the
+    difference of the means. A jaw that moves to other words changes the shades: about 1 is usual.
+    """
+    in_frame, in_box = inside_frame(face.box, source.shape)
+    y1, y2, x1, x2 = face.box
+    skin = generated_skin(face, y2 - y1, x2 - x1, face_hide_percentage)[in_box]
+    if not skin.any():
+        return {}
+    theirs, own = (to_lab(to_float(frame[in_frame][skin])[None])[0] for frame in (source, result))
+    mean, own_mean = theirs.mean(axis=0), own.mean(axis=0)
+    difference = dict(zip(("skin_l", "skin_a", "skin_b"), map(float, own_mean - mean), strict=True))
+    distance = np.abs(np.sort(own, axis=0) - np.sort(theirs, axis=0)).mean()
+    delta_e = skimage.color.deltaE_ciede2000(mean, own_mean)
+    return {"skin_delta_e": float(delta_e), "skin_histogram": float(distance), **difference}
+
+
 def lip_sharpness(frame: np.ndarray, lip_landmarks: np.ndarray) -> float:
     """Sharpness of the lips: the variance of the luma's Laplacian in their bounding box (Pech-Pacheco et al., 2000).
 
@@ -596,6 +620,9 @@ METRICS = (
     Metric("seam", "seam_box", "step at the box's sides and lower edge / the source's own; 1 is no seam", 1),
     Metric("colour", "delta_e_excess", "ΔE2000 across the box's contour less the source's; 0 is no cast", 1),
     Metric("colour", "delta_e_deviation", "its standard deviation over time; 0 is steady"),
+    Metric("colour", "skin_delta_e", "ΔE2000 of the lower face's skin from the source's; 0 is no cast", 1),
+    Metric("colour", "skin_drift", "how far that difference strays over time, in Lab; 0 is steady"),
+    Metric("colour", "skin_histogram", "distance of the skin's histograms, in Lab; 0 is equal", 1),
     Metric("temporal", "flicker_brightness", "of the lower face / the source's; 1 is as steady, below 1 over-smoothed"),
     Metric("temporal", "flicker_texture", "likewise for detail"),
     Metric("temporal", "warp_error", "what optical flow does not explain / the source's; 1 is as steady", 1),
@@ -620,7 +647,7 @@ RATIOS = ("seam_mask", "seam_box", "lip_sharpness")  # of the result over the so
 
 FRAME_MEASURES = (
     "mse_face", "mse_lower", "mse_lips", "ssim_face", "ssim_lower", "ssim_lips", "lmd", "delta_e_excess",
-    "outside_difference", "mouth_opening",
+    "outside_difference", "mouth_opening", "skin_delta_e", "skin_histogram", "skin_l", "skin_a", "skin_b",
     *(f"{name}_{of}" for name in RATIOS for of in ("result", "source")),
 )  # fmt: skip
 
@@ -645,6 +672,7 @@ def measure_frame(
         "delta_e_excess": ring_delta_e(result, box) - ring_delta_e(source, box),
         "outside_difference": outside_difference(source, result, box),
         "mouth_opening": np.nan if landmarks is None else mouth_opening(landmarks),
+        **skin_difference(source, result, face, face_hide_percentage),
     }
     for of, frame in (("result", result), ("source", source)):
         values[f"seam_mask_{of}"] = seam_ratio(frame, mask_contour(box, face_hide_percentage))
@@ -739,9 +767,12 @@ class QualityMeter:
         scores, no_face = QualityScores(), "no frame of it could be measured"
         rows = np.array(self._rows).reshape(-1, len(FRAME_MEASURES))
         measured = dict(zip(FRAME_MEASURES, rows.T, strict=True))
-        for name in ("delta_e_excess", "outside_difference", "mouth_opening"):
+        for name in ("delta_e_excess", "outside_difference", "mouth_opening", "skin_delta_e", "skin_histogram"):
             scores.series[name] = measured[name]
-        scores.add("delta_e_excess", _over_time(np.nanmean, measured["delta_e_excess"]), no_face)
+        for name in ("delta_e_excess", "skin_delta_e", "skin_histogram"):
+            scores.add(name, _over_time(np.nanmean, measured[name]), no_face)
+        strayed = [_over_time(np.nanstd, measured[name]) for name in ("skin_l", "skin_a", "skin_b")]
+        scores.add("skin_drift", float(np.linalg.norm(strayed)), no_face)
         scores.add("delta_e_deviation", _over_time(np.nanstd, measured["delta_e_excess"]), no_face)
         scores.add("outside_difference", _over_time(np.nanmax, measured["outside_difference"]), no_face)
         for name in RATIOS:

@@ -54,6 +54,7 @@ from post_processing import (
     ring_delta_e,
     seam_ratio,
     sharpen,
+    skin_difference,
 )
 from temporal_consistency import FlickerMeter, WarpErrorMeter
 
@@ -87,9 +88,7 @@ def test_a_crop_without_stages_keeps_every_level(face: Face) -> None:
 @pytest.mark.parametrize(
     ("value", "level"), [(-0.5, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101), (254.9 / 255, 255)]
 )
-def test_the_last_stages_result_is_clipped_and_rounded(
-    value: float, level: int, face: Face, frame: np.ndarray
-) -> None:
+def test_the_last_stages_result_is_clipped_and_rounded(value: float, level: int, face: Face, frame: np.ndarray) -> None:
     assert (pasted(frame, face, np.full((2, 2, 3), value, np.float32))[4:24, 10:28] == level).all()
 
 
@@ -800,13 +799,54 @@ def test_the_meter_has_each_measure_under_its_name(hidden: float) -> None:
         assert scores.metrics[name] == pytest.approx(-10 * np.log10(np.mean(errors)), rel=1e-5)
 
 
+def test_the_skins_colours_are_compared_by_their_means_and_their_spread() -> None:
+    (item,) = coloured_items([WARM], face_landmarks())
+    source, face = item.frame, item.face
+    assert face is not None
+    assert set(skin_difference(source, source, face, 0.5).values()) == {0}
+    cast = np.rint(source * np.array(WARM)).clip(0, 255).astype(np.uint8)
+    measured = skin_difference(source, cast, face, 0.5)
+    assert 3 < measured["skin_delta_e"] < 7
+    assert measured["skin_a"] > 2
+    assert measured["skin_b"] > 2
+    assert measured["skin_histogram"] == pytest.approx(
+        np.mean([abs(measured[name]) for name in ("skin_l", "skin_a", "skin_b")]), abs=0.2
+    )
+    mean = source[85:150, 30:170].mean(axis=(0, 1))
+    harder = np.rint(mean + 3 * (source - mean)).clip(0, 255).astype(np.uint8)
+    measured = skin_difference(source, harder, face, 0.5)
+    assert measured["skin_histogram"] > 1.5 * measured["skin_delta_e"]
+    mouth_only = source.copy()
+    mouth_only[115:126, 85:116] = 0
+    assert set(skin_difference(source, mouth_only, face, 0.5).values()) == {0}
+    assert skin_difference(source, source, replace(face, box=(300, 400, 30, 170)), 0.5) == {}
+
+
+def test_drift_is_seen_over_time_only() -> None:
+    """A steady cast has none; in result and source alike it does not count."""
+    items = coloured_items([(1, 1, 1)] * 6, face_landmarks())
+    gains = np.linspace(1, 1.1, 6)
+    warmed = [
+        np.rint(item.frame * np.array([gain, 1, 1])).clip(0, 255).astype(np.uint8)
+        for item, gain in zip(items, gains, strict=True)
+    ]
+    steady = scores_of([replace(item, picture=warmed[-1]) for item in items]).metrics
+    drifting = scores_of([replace(item, picture=picture) for item, picture in zip(items, warmed, strict=True)]).metrics
+    both = scores_of(
+        [replace(item, frame=picture, picture=picture) for item, picture in zip(items, warmed, strict=True)]
+    ).metrics
+    assert drifting["skin_drift"] > 1
+    assert steady["skin_drift"] < 0.05
+    assert both["skin_drift"] == both["skin_delta_e"] == 0
+
+
 def test_the_meter_measures_all_that_needs_no_sound() -> None:
     items, references = filmed()
     added = ("lpips_", "ms_ssim_", "sync_", "truth_", "lse_")
     names = {metric.name for metric in METRICS if not metric.name.startswith(added)}
     scores = scores_of(items, references)
     assert scores.metrics.keys() == names
-    assert scores.series.keys() == names - {"delta_e_deviation"} | {"mouth_opening"}
+    assert scores.series.keys() == names - {"delta_e_deviation", "skin_drift"} | {"mouth_opening"}
     assert all(len(series) == len(items) for series in scores.series.values())
     flicker, warp = FlickerMeter(), WarpErrorMeter()
     for item in items:
@@ -848,7 +888,16 @@ def test_frames_are_measured_by_name() -> None:
 def test_a_result_equal_to_its_source_is_ideal() -> None:
     items = [replace(item, picture=item.frame) for item in filmed()[0]]
     scores = scores_of(items, [item.frame for item in items])
-    for name in ("delta_e_excess", "delta_e_deviation", "outside_difference", "lmd"):
+    zero = (
+        "delta_e_excess",
+        "delta_e_deviation",
+        "skin_delta_e",
+        "skin_drift",
+        "skin_histogram",
+        "outside_difference",
+        "lmd",
+    )
+    for name in zero:
         assert scores.metrics.pop(name) == pytest.approx(0, abs=1e-6)
     for name in ("psnr_face", "psnr_lower", "psnr_lips"):
         assert scores.metrics.pop(name) == 100
