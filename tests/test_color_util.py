@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from guided_diffusion.color_util import (
+    GAINS,
     LARGEST_CURVE,
     LARGEST_SHIFT,
+    LUMA,
     MIN_PIXELS,
     Cast,
     find_cast,
+    light_gains,
     mean_cast,
+    multiplied,
     to_lab,
     without_cast,
 )
@@ -101,3 +105,31 @@ def test_the_mean_of_casts_counts_by_weight() -> None:
     one, other = found(skin_tones() * GAIN, skin_tones()), found(skin_tones(), skin_tones())
     np.testing.assert_allclose(mean_cast([one, other], [3, 1]).shift, 0.75 * one.shift, atol=1e-7)
     assert all((a == b).all() for a, b in zip(mean_cast([one, one], [0.3, 0.7]), one, strict=True))
+
+
+# --- white balance
+
+
+def grey_edges(height: int = 64) -> np.ndarray:
+    """uint8 [height, 64, 3]: edges between greys; between them an area that is all but grey."""
+    levels = np.random.default_rng(0).uniform(40, 120, (height // 8, 8, 1)).repeat(3, axis=2)
+    frame = levels.repeat(8, axis=0).repeat(8, axis=1)
+    ramp = np.linspace(0, 1, 32)[:, None] * np.array([110, 60, 0])
+    frame[:, 32:] += np.concatenate([ramp[:16], ramp[15::-1]])[None]
+    return np.rint(frame).astype(np.uint8)
+
+
+def test_the_light_is_seen_at_the_edges() -> None:
+    plain = light_gains(grey_edges())
+    np.testing.assert_allclose(plain, 1, atol=0.06)
+    warm = np.array([1.2, 1, 0.8])
+    gains = light_gains(multiplied(grey_edges(), warm))
+    np.testing.assert_allclose(gains * warm / (gains * warm).mean(), plain / plain.mean(), atol=0.02)
+    assert gains @ LUMA == pytest.approx(1)
+
+
+def test_gains_are_limited_and_a_flat_frame_has_none() -> None:
+    blue = light_gains(multiplied(grey_edges(), np.array([0.1, 0.1, 2])))
+    assert blue.max() / blue.min() <= GAINS[1] / GAINS[0] + 1e-9
+    np.testing.assert_allclose(light_gains(np.full((20, 20, 3), 90, np.uint8)), 1)
+    np.testing.assert_allclose(light_gains(np.zeros((1, 1, 3), np.uint8)), 1)

@@ -30,8 +30,20 @@ from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
 from face_detection.tracks import VideoFaces, build_track, find_faces, fixed_track, voxceleb2_box
-from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tools, main, open_clip, work_files
+from generate import (
+    Clip,
+    Tools,
+    WorkFiles,
+    build_stages,
+    find_track,
+    load_tools,
+    main,
+    open_clip,
+    shot_gains,
+    work_files,
+)
 from guided_diffusion import networks, streams
+from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job
@@ -620,6 +632,19 @@ def test_guidance_by_the_flow_knows_no_batches(job: list[str], tmp_path: Path) -
     np.testing.assert_array_equal(result_of(guided), batches_of_five)
 
 
+def test_each_shot_has_a_white_balance_that_is_estimated_once() -> None:
+    frames = np.random.default_rng(0).integers(0, 160, (8, 40, 40, 3), dtype=np.uint8)
+    frames[:4] = frames[:4] * np.array([1.4, 1, 0.6])
+    track = replace(fixed_track(8, (5, 35, 5, 35)), is_cut=np.arange(8) == 4)
+    gains_of = shot_gains(Playback(FakeVideo(frames), track, 8))  # type: ignore[arg-type]
+    gains = [gains_of(SampleBatch(first, [], [], [], np.zeros((0, 80, 16)))) for first in (0, 2, 4, 6)]
+    assert gains[0] is gains[1]
+    assert gains[2] is gains[3]
+    np.testing.assert_array_equal(gains[0], light_gains(frames[0]))
+    np.testing.assert_array_equal(gains[2], light_gains(frames[4]))
+    assert gains[0][2] > 1.3 * gains[2][2]
+
+
 # Which part of a run each option changes first. Written out: read from the options it would agree with any of them.
 AFFECTS = {
     "faces": {
@@ -631,7 +656,7 @@ AFFECTS = {
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
-        "audio_preset": "enhanced", "mouth_gain": 6.0,
+        "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",

@@ -107,6 +107,9 @@ class Options:
     flow_guidance: float = flag(
         0.0, "draw each frame's skin to the frame before while sampling, up to 1", "sampling", within=(0, 1)
     )
+    white_balance: bool = flag(
+        False, "the network sees each shot in white light, and what it makes gets the shot's own back", "sampling"
+    )
     device: str = flag("auto", "where the network runs", "run", DEVICES)
     engine: str = flag("torch", "what runs the network", "run", ENGINES)
     precision: str = flag("auto", "auto: see --use_fp16; with openvino bfloat16 where it is fast", "run", PRECISIONS)
