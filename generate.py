@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from face_detection.tracks import (
     voxceleb2_box,
     with_motion,
 )
+from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -51,6 +52,7 @@ from guided_diffusion.sampling import (
     SampleBatch,
     Sampler,
     StoredSampler,
+    WhiteBalanced,
     first_frame,
     generate_crops,
     plan_batches,
@@ -60,7 +62,7 @@ from guided_diffusion.script_util import ModelConfig
 from guided_diffusion.store import ChunkStore, content_key, file_digest, load_array, save_array
 from guided_diffusion.streams import Item, Stages, ahead, in_batches, per_face
 from guided_diffusion.video_util import VideoSource, VideoWriter, check_size, count_frames, open_video
-from post_processing import LipAlpha, find_lips, generated_alpha, paste_stage, sharpen
+from post_processing import LipAlpha, color_stage, denoise_stage, find_lips, generated_alpha, paste_stage, sharpen
 from super_resolution import SR_BATCH, LipSuperResolver
 from temporal_consistency import GUIDED_STEPS, flow_guide, guided_steps, head_motion, smoothing_stage
 
@@ -173,6 +175,10 @@ def build_stages(
     """What happens to a generated crop, in order: the enhancements that the options turn on, then the paste."""
     stages: Stages = []
     hidden = options.face_hide_percentage
+    if options.denoise:
+        stages.append(("denoise", denoise_stage(options.denoise, hidden)))
+    if options.color_match != "none":
+        stages.append(("colour", color_stage(options.color_match, hidden)))
     if options.temporal_smoothing:
         stages.append(("smooth", smoothing_stage(options.temporal_smoothing, hidden)))
     if resolver is not None:
@@ -283,6 +289,12 @@ def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: boo
     return ByResolution(lambda batch: samplers[of_frames[playback.source(batch.first)]])
 
 
+def shot_gains(playback: Playback) -> Callable[[SampleBatch], np.ndarray]:
+    """The white balance of a batch's shot, estimated once."""
+    of_shot = cache(lambda start: light_gains(playback.shot_picture(start)))
+    return lambda batch: of_shot(max((start for start in playback.shot_starts if start <= batch.first), default=0))
+
+
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     """Make one result. With several ranks on one job all call it: each samples a part, and rank 0 composites beside.
 
@@ -301,7 +313,10 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     batch_size = tools.batch_size
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler = timed(job_sampler(options, tools, playback, is_told=ranks.rank == 0), timings)
+    sampler = job_sampler(options, tools, playback, is_told=ranks.rank == 0)
+    if options.white_balance:
+        sampler = WhiteBalanced(sampler, shot_gains(playback))
+    sampler = timed(sampler, timings)
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import cv2
@@ -12,9 +13,19 @@ from skimage.metrics import structural_similarity
 
 from face_detection.api import LIP
 from face_detection.lip_metrics import landmark_distance, mouth_opening
-from guided_diffusion.streams import Box, Face, Item, Stage
-from guided_diffusion.tfg_data_util import Slices, create_gradient_mask, inside_frame, resize_crop, to_levels
-from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
+from guided_diffusion.color_util import find_cast, mean_cast, to_lab, without_cast
+from guided_diffusion.denoise_util import NOISE_RADIUS, noise_level, without_noise
+from guided_diffusion.streams import Box, Face, Item, Stage, in_batches, in_windows
+from guided_diffusion.tfg_data_util import (
+    Slices,
+    create_gradient_mask,
+    crop_box,
+    inside_frame,
+    resize_crop,
+    to_float,
+    to_levels,
+)
+from temporal_consistency import FlickerMeter, WarpErrorMeter, mouth_area, ratio
 
 # ---------------------------------------------------------------------------------------------------------- the paste
 
@@ -47,6 +58,13 @@ def at_box(item: Item) -> np.ndarray:
     assert item.crop is not None
     y1, y2, x1, x2 = item.face.box
     return resize_crop(to_levels(item.crop), y2 - y1, x2 - x1)
+
+
+def source_crop(item: Item) -> np.ndarray:
+    """What the frame shows in the face's box, at the size of its crop: RGB float32 [h, w, 3] in [0, 1]."""
+    assert item.face is not None
+    assert item.crop is not None
+    return to_float(resize_crop(crop_box(item.frame, item.face.box), *item.crop.shape[:2]))
 
 
 def paste_crop(frame: np.ndarray, crop: np.ndarray, box: Box) -> np.ndarray:
@@ -243,6 +261,100 @@ def _opened(lips: np.ndarray) -> np.ndarray:
     return lips + max(0.0, LARGEST_OPENING - calculate_mouth_opening(lips)) * LOWERED * down
 
 
+# ---------------------------------------------------------------------------------------------------------- noise
+
+
+def denoise_stage(strength: float, face_hide_percentage: float) -> Stage:
+    """Takes out the noise that sampling left in what was generated: see `denoise`."""
+    return in_batches(partial(denoise, strength=strength, face_hide_percentage=face_hide_percentage), 1)
+
+
+def denoise(items: list[Item], strength: float, face_hide_percentage: float) -> list[Item]:
+    """For `in_batches`: the items, in their crops' generated part less of the noise that their frames do not have.
+
+    A film's own grain stays, as sampling imitates it: only what the generated part has more than the frame counts.
+
+    :param strength: 0 to 1, the share that is taken of what `without_noise` finds to be noise.
+    """
+    return [replace(item, crop=_denoised(item, strength, face_hide_percentage)) for item in items]
+
+
+def _denoised(item: Item, strength: float, face_hide_percentage: float) -> np.ndarray:
+    crop = item.crop
+    assert crop is not None
+    top = int(len(crop) * (1 - face_hide_percentage))
+    own, sources = (noise_level(picture[top:]) for picture in (crop, source_crop(item)))
+    if own <= sources:
+        return crop
+    result = crop.copy()
+    around = max(0, top - 2 * NOISE_RADIUS)  # so that the edge has neighbours above
+    clean = without_noise(crop[around:], float(np.sqrt(own**2 - sources**2)))[top - around :]
+    result[top:] += strength * (clean - result[top:])
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------- colour
+
+COLOR_REACH = 4
+"""Frames on either side whose casts count, by a Gaussian of half this deviation."""
+
+SKIN_EDGE = 0.03  # of the crop's height: the deviation of the Gaussian that softens the skin's edge
+
+
+def color_stage(color_match: str, face_hide_percentage: float) -> Stage:
+    """Gives what was generated the colours of its frame: by one shift for all ("lab"), and by the skin's histogram
+    for the skin ("histogram"). Both are found on the skin and averaged over neighbouring frames of the shot."""
+    find = partial(with_cast, with_histogram=color_match == "histogram", face_hide_percentage=face_hide_percentage)
+    match = in_windows(partial(match_colors, face_hide_percentage=face_hide_percentage), COLOR_REACH)
+    return lambda items: match(in_batches(find, 1)(items))
+
+
+def generated_skin(face: Face, height: int, width: int, face_hide_percentage: float) -> np.ndarray:
+    """bool [height, width], of a crop of this size: what was generated within the line of the jaw, away from the lips;
+    without landmarks all that was generated but where lips may be."""
+    if face.landmarks is not None and not np.isfinite(face.landmarks).all():
+        face = replace(face, landmarks=None)
+    skin = ~mouth_area(face, height, width)
+    skin[: int(height * (1 - face_hide_percentage))] = False
+    if face.landmarks is not None:
+        y1, y2, x1, x2 = face.box
+        jaw = (face.landmarks[:17] - (x1, y1)) * (width / (x2 - x1), height / (y2 - y1))
+        inside = np.zeros((height, width), np.uint8)
+        cv2.fillConvexPoly(inside, cv2.convexHull(np.rint(jaw).astype(np.int32)), 1)
+        skin &= cv2.erode(inside, np.ones((3, 3), np.uint8)) > 0
+    return skin
+
+
+def with_cast(items: list[Item], with_histogram: bool, face_hide_percentage: float) -> list[Item]:
+    """For `in_batches`: the items with what their crops' colours lack."""
+    found = []
+    for item in items:
+        assert item.face is not None
+        assert item.crop is not None
+        height, width = item.crop.shape[:2]
+        skin = generated_skin(item.face, height, width, face_hide_percentage)
+        cast = find_cast(to_lab(item.crop), to_lab(source_crop(item)), skin, with_histogram)
+        found.append(replace(item, cast=cast))
+    return found
+
+
+def match_colors(window: Sequence[Item], place: int, face_hide_percentage: float) -> Item:
+    """For `in_windows`: the item with the mean cast of the window taken out of its crop's generated part, which goes
+    from the lips too: a cast lies on all that was generated. The rest of the crop is as it was."""
+    item = window[place]
+    known = {at - place: near.cast for at, near in enumerate(window) if near.cast is not None}
+    if item.crop is None or item.face is None or not known:
+        return item
+    weights = [float(np.exp(-0.5 * (2 * distance / COLOR_REACH) ** 2)) for distance in known]
+    height, width = item.crop.shape[:2]
+    skin = generated_skin(item.face, height, width, face_hide_percentage).astype(np.float32)
+    crop = item.crop.copy()
+    generated = slice(int(height * (1 - face_hide_percentage)), None)
+    soft = cv2.GaussianBlur(skin[generated], (0, 0), SKIN_EDGE * height)
+    crop[generated] = without_cast(crop[generated], mean_cast([*known.values()], weights), soft)
+    return replace(item, crop=crop)
+
+
 # ----------------------------------------------------------------------------------------------------- sharpening
 
 RADIUS = 0.01  # of the face's width: about a pixel of a network of 128 px, which is what enlarging blurs over
@@ -395,6 +507,28 @@ def _filled(frame: np.ndarray, box: Box, growth: int) -> np.ndarray:
     return filled
 
 
+def skin_difference(
+    source: np.ndarray, result: np.ndarray, face: Face, face_hide_percentage: float
+) -> dict[str, float]:
+    """How the colours of the lower face's skin differ from the source's, at the same pixels; nothing without skin.
+
+    skin_delta_e is the CIEDE2000 difference of the mean colours. skin_histogram is the distance of the histograms
+    (Wasserstein's first, in L, a, b, their mean): it sees contrast and shades too. skin_l, skin_a and skin_b are the
+    difference of the means. A jaw that moves to other words changes the shades: about 1 is usual.
+    """
+    in_frame, in_box = inside_frame(face.box, source.shape)
+    y1, y2, x1, x2 = face.box
+    skin = generated_skin(face, y2 - y1, x2 - x1, face_hide_percentage)[in_box]
+    if not skin.any():
+        return {}
+    theirs, own = (to_lab(to_float(frame[in_frame][skin])[None])[0] for frame in (source, result))
+    mean, own_mean = theirs.mean(axis=0), own.mean(axis=0)
+    difference = dict(zip(("skin_l", "skin_a", "skin_b"), map(float, own_mean - mean), strict=True))
+    distance = np.abs(np.sort(own, axis=0) - np.sort(theirs, axis=0)).mean()
+    delta_e = skimage.color.deltaE_ciede2000(mean, own_mean)
+    return {"skin_delta_e": float(delta_e), "skin_histogram": float(distance), **difference}
+
+
 def lip_sharpness(frame: np.ndarray, lip_landmarks: np.ndarray) -> float:
     """Sharpness of the lips: the variance of the luma's Laplacian in their bounding box (Pech-Pacheco et al., 2000).
 
@@ -486,6 +620,9 @@ METRICS = (
     Metric("seam", "seam_box", "step at the box's sides and lower edge / the source's own; 1 is no seam", 1),
     Metric("colour", "delta_e_excess", "ΔE2000 across the box's contour less the source's; 0 is no cast", 1),
     Metric("colour", "delta_e_deviation", "its standard deviation over time; 0 is steady"),
+    Metric("colour", "skin_delta_e", "ΔE2000 of the lower face's skin from the source's; 0 is no cast", 1),
+    Metric("colour", "skin_drift", "how far that difference strays over time, in Lab; 0 is steady"),
+    Metric("colour", "skin_histogram", "distance of the skin's histograms, in Lab; 0 is equal", 1),
     Metric("temporal", "flicker_brightness", "of the lower face / the source's; 1 is as steady, below 1 over-smoothed"),
     Metric("temporal", "flicker_texture", "likewise for detail"),
     Metric("temporal", "warp_error", "what optical flow does not explain / the source's; 1 is as steady", 1),
@@ -510,7 +647,7 @@ RATIOS = ("seam_mask", "seam_box", "lip_sharpness")  # of the result over the so
 
 FRAME_MEASURES = (
     "mse_face", "mse_lower", "mse_lips", "ssim_face", "ssim_lower", "ssim_lips", "lmd", "delta_e_excess",
-    "outside_difference", "mouth_opening",
+    "outside_difference", "mouth_opening", "skin_delta_e", "skin_histogram", "skin_l", "skin_a", "skin_b",
     *(f"{name}_{of}" for name in RATIOS for of in ("result", "source")),
 )  # fmt: skip
 
@@ -535,6 +672,7 @@ def measure_frame(
         "delta_e_excess": ring_delta_e(result, box) - ring_delta_e(source, box),
         "outside_difference": outside_difference(source, result, box),
         "mouth_opening": np.nan if landmarks is None else mouth_opening(landmarks),
+        **skin_difference(source, result, face, face_hide_percentage),
     }
     for of, frame in (("result", result), ("source", source)):
         values[f"seam_mask_{of}"] = seam_ratio(frame, mask_contour(box, face_hide_percentage))
@@ -629,9 +767,12 @@ class QualityMeter:
         scores, no_face = QualityScores(), "no frame of it could be measured"
         rows = np.array(self._rows).reshape(-1, len(FRAME_MEASURES))
         measured = dict(zip(FRAME_MEASURES, rows.T, strict=True))
-        for name in ("delta_e_excess", "outside_difference", "mouth_opening"):
+        for name in ("delta_e_excess", "outside_difference", "mouth_opening", "skin_delta_e", "skin_histogram"):
             scores.series[name] = measured[name]
-        scores.add("delta_e_excess", _over_time(np.nanmean, measured["delta_e_excess"]), no_face)
+        for name in ("delta_e_excess", "skin_delta_e", "skin_histogram"):
+            scores.add(name, _over_time(np.nanmean, measured[name]), no_face)
+        strayed = [_over_time(np.nanstd, measured[name]) for name in ("skin_l", "skin_a", "skin_b")]
+        scores.add("skin_drift", float(np.linalg.norm(strayed)), no_face)
         scores.add("delta_e_deviation", _over_time(np.nanstd, measured["delta_e_excess"]), no_face)
         scores.add("outside_difference", _over_time(np.nanmax, measured["outside_difference"]), no_face)
         for name in RATIOS:

@@ -302,7 +302,7 @@ def flow_guide(batch: SampleBatch, image: Tensor, mask: Tensor, steps: Container
     def in_both(region: Tensor) -> Tensor:
         return region * (row_before(region) > ALL)
 
-    mouths = np.stack([_mouth(face, height, width) for face in batch.faces])
+    mouths = np.stack([mouth_area(face, height, width) for face in batch.faces])
     skin = in_both(mask * ~torch.from_numpy(mouths[:, None]).to(mask.device))
     light = _mean(row_before(image) - image, in_both(1 - mask))
     followed = mask * skin.amax(dim=(2, 3), keepdim=True)
@@ -342,7 +342,7 @@ def _from_edges(box: Box) -> np.ndarray:
     )
 
 
-def _mouth(face: Face, height: int, width: int) -> np.ndarray:
+def mouth_area(face: Face, height: int, width: int) -> np.ndarray:
     """bool [height, width], of a crop of this size: around the lips, or where they may be without landmarks."""
     y1, y2, x1, x2 = face.box
     if face.landmarks is None:

@@ -74,6 +74,11 @@ class Playback:
         assert face is not None
         return crop_box(self._source_frame(source), face.box)
 
+    def shot_picture(self, index: int) -> np.ndarray:
+        """The first frame of the source's shot that output frame `index` shows, uint8 [H, W, 3], decoded anew."""
+        is_cut = self.track.is_cut[: self.source(index) + 1]
+        return self._source_frame(int(np.flatnonzero(is_cut).max(initial=0)))
+
     def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         if not self.is_frozen:
             return ordered_frames(self.video, self.n_source, stop, self.order, start=start)

@@ -23,7 +23,8 @@ N_SHORT = 16  # for what needs no lip-sync; flicker needs five in a row
 IDEAL = {
     "psnr_face": 100, "psnr_lower": 100, "psnr_lips": 100, "ssim_face": 1, "ssim_lower": 1, "ssim_lips": 1,
     "seam_mask": 1, "seam_box": 1,
-    "delta_e_excess": 0, "delta_e_deviation": 0, "flicker_brightness": 1, "flicker_texture": 1, "warp_error": 1,
+    "delta_e_excess": 0, "delta_e_deviation": 0, "skin_delta_e": 0, "skin_drift": 0, "skin_histogram": 0,
+    "flicker_brightness": 1, "flicker_texture": 1, "warp_error": 1,
     "lmd": 0, "lip_sharpness": 1, "outside_difference": 0,
 }  # fmt: skip
 
@@ -135,6 +136,9 @@ def spoiled(name: str, source: str) -> np.ndarray:
         ("step", "psnr_lower", 20, 26),
         ("step", "psnr_lips", 20, 26),
         ("cast", "delta_e_excess", 1, 20),
+        ("cast", "skin_delta_e", 3, 20),
+        ("cast", "skin_histogram", 2, 20),
+        ("cast", "skin_drift", 0, 1),
         # encoding twice halves the colour resolution twice
         ("step", "outside_difference", 0, 16),
         ("outside", "outside_difference", 50, 130),

@@ -25,9 +25,10 @@ from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
-from face_detection.tracks import build_track, find_faces, voxceleb2_box
-from generate import Tools, build_stages, main, open_clip, work_files
+from face_detection.tracks import build_track, find_faces, fixed_track, voxceleb2_box
+from generate import Tools, build_stages, main, open_clip, shot_gains, work_files
 from guided_diffusion import streams
+from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
 from guided_diffusion.jobs import Job
@@ -203,6 +204,13 @@ def test_no_flag_no_stage() -> None:
     """Only the plain paste, as upstream."""
     stages = build_stages(Options(video_path="v", audio_path="a", model_path="m"), None)
     assert [name for name, _ in stages] == ["paste"]
+
+
+def test_noise_and_colour_are_mended_before_anything_looks_at_the_crop() -> None:
+    options = Options(video_path="v", audio_path="a", model_path="m")
+    flags = {"denoise": 0.5, "color_match": "lab", "temporal_smoothing": 0.3, "sharpening_strength": 0.5}
+    names = [name for name, _ in build_stages(replace(options, **flags), None)]
+    assert names == ["denoise", "colour", "smooth", "sharpen", "paste"]
 
 
 @dataclass(frozen=True)
@@ -441,6 +449,19 @@ def test_ancestral_sampling_with_a_seed_repeats(job: list[str]) -> None:
 
 
 
+def test_each_shot_has_a_white_balance_that_is_estimated_once() -> None:
+    frames = np.random.default_rng(0).integers(0, 160, (8, 40, 40, 3), dtype=np.uint8)
+    frames[:4] = frames[:4] * np.array([1.4, 1, 0.6])
+    track = replace(fixed_track(8, (5, 35, 5, 35)), is_cut=np.arange(8) == 4)
+    gains_of = shot_gains(Playback(FakeVideo(frames), track, 8))  # type: ignore[arg-type]
+    gains = [gains_of(SampleBatch(first, [], [], [], np.zeros((0, 80, 16)))) for first in (0, 2, 4, 6)]
+    assert gains[0] is gains[1]
+    assert gains[2] is gains[3]
+    np.testing.assert_array_equal(gains[0], light_gains(frames[0]))
+    np.testing.assert_array_equal(gains[2], light_gains(frames[4]))
+    assert gains[0][2] > 1.3 * gains[2][2]
+
+
 # Which part of a run each option changes first. Written out: read from the options it would agree with any of them.
 AFFECTS = {
     "faces": {
@@ -452,7 +473,7 @@ AFFECTS = {
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
-        "audio_preset": "enhanced", "mouth_gain": 6.0,
+        "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -462,9 +483,11 @@ AFFECTS = {
         "engine": "openvino", "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
         "temporal_smoothing": 0.5, "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True,
-        "sr_model": "f", "sr_strength": 0.5,
+        "sr_model": "f", "sr_strength": 0.5, "enhance": True, "color_match": "lab", "denoise": 0.5,
     },
 }  # fmt: skip
+DRAWN_BY_LANDMARKS = ("landmark_mask", "color_match")
+SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking")
 
 
 @dataclass(frozen=True)
@@ -499,13 +522,13 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     faces, motion, samples = keys(job, options, tools)
     new_faces, new_motion, new_samples = keys(job, changed, tools)
     # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
-    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    by_landmarks = name in (*DRAWN_BY_LANDMARKS, *SAMPLED_BY_LANDMARKS)
     assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
     assert (new_motion != motion) == (new_samples != samples)
 
 
-@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+@pytest.mark.parametrize("name", [*DRAWN_BY_LANDMARKS, *SAMPLED_BY_LANDMARKS])
 def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
     class OtherLandmarks(Fingerprint):
         def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
@@ -517,7 +540,7 @@ def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, key
         keys(job, options, replace(tools, detector=detector)) for detector in (Fingerprint(), OtherLandmarks())
     )
     assert new_faces != faces
-    assert (new_samples != samples) == (name != "landmark_mask")
+    assert (new_samples != samples) == (name in SAMPLED_BY_LANDMARKS)
 
 
 def test_sound_is_prepared_as_the_options_say(video: Path, speech: Path) -> None:

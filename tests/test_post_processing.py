@@ -18,6 +18,7 @@ from skimage.metrics import structural_similarity
 
 from face_detection.api import LIP
 from face_detection.lip_metrics import landmark_distance, mouth_opening
+from guided_diffusion.color_util import to_lab
 from guided_diffusion.streams import Box, Face, Item
 from guided_diffusion.tfg_data_util import create_gradient_mask, to_float
 from guided_diffusion.video_util import VideoWriter, open_video
@@ -34,12 +35,15 @@ from post_processing import (
     at_box,
     box_contour,
     calculate_mouth_opening,
+    color_stage,
     compared_regions,
     composite,
     create_lip_mask,
+    denoise_stage,
     enhance_lip_detail,
     find_lips,
     generated_alpha,
+    generated_skin,
     lip_sharpness,
     mask_contour,
     measure_frame,
@@ -50,6 +54,7 @@ from post_processing import (
     ring_delta_e,
     seam_ratio,
     sharpen,
+    skin_difference,
 )
 from temporal_consistency import FlickerMeter, WarpErrorMeter
 
@@ -83,9 +88,7 @@ def test_a_crop_without_stages_keeps_every_level(face: Face) -> None:
 @pytest.mark.parametrize(
     ("value", "level"), [(-0.5, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101), (254.9 / 255, 255)]
 )
-def test_the_last_stages_result_is_clipped_and_rounded(
-    value: float, level: int, face: Face, frame: np.ndarray
-) -> None:
+def test_the_last_stages_result_is_clipped_and_rounded(value: float, level: int, face: Face, frame: np.ndarray) -> None:
     assert (pasted(frame, face, np.full((2, 2, 3), value, np.float32))[4:24, 10:28] == level).all()
 
 
@@ -361,6 +364,143 @@ def test_a_mouth_without_any_width_has_a_mask() -> None:
         mask = create_lip_mask((50, 50), np.full((20, 2), 20.0, np.float32), 1.2)
     assert mask[20, 20] == 1
     assert mask.sum() < 5
+
+
+# --- colour
+
+
+def coloured_items(
+    casts: list[tuple[float, float, float]], landmarks: np.ndarray | None = None, cut_at: int = 0
+) -> list[Item]:
+    """Frames of one textured face, and crops of 64 px like them but for a gain on the generated half."""
+    rng = np.random.default_rng(0)
+    tones = cv2.GaussianBlur(rng.uniform(0, 1, (130, 140, 1)).astype(np.float32), (0, 0), 4)
+    frame = np.full((200, 200, 3), 90, np.uint8)
+    frame[20:150, 30:170] = np.rint((0.8 + 0.4 * tones[..., None]) * np.array([190, 140, 120]))
+    items = []
+    for index, cast in enumerate(casts):
+        face = Face(index, (20, 150, 30, 170), landmarks, index == cut_at)
+        crop = to_float(cv2.resize(frame[20:150, 30:170], (64, 64)))
+        crop[32:] *= np.array(cast, np.float32)
+        items.append(Item(frame, face, crop, crop_size=64))
+    return items
+
+
+def face_landmarks() -> np.ndarray:
+    """A jaw from ear to ear through the chin, and lips, of the box of `coloured_items`."""
+    landmarks = np.zeros((68, 2), np.float32)
+    angle = np.linspace(0, np.pi, 17)
+    landmarks[:17] = np.stack([100 - 60 * np.cos(angle), 80 + 65 * np.sin(angle)], axis=1)
+    landmarks[LIP] = mouth(100, 120, width=40)
+    return landmarks
+
+
+WARM, COLD = (1.08, 1, 0.94), (0.93, 1, 1.05)
+
+
+def matched(items: list[Item], mode: str = "lab") -> list[Item]:
+    return list(color_stage(mode, 0.5)(iter(items)))
+
+
+@pytest.mark.parametrize("mode", ["lab", "histogram"])
+@pytest.mark.parametrize("landmarks", [None, face_landmarks()], ids=["no landmarks", "landmarks"])
+def test_a_cast_is_taken_from_the_generated_part(mode: str, landmarks: np.ndarray | None) -> None:
+    items, clean = coloured_items([WARM] * 3, landmarks), coloured_items([(1, 1, 1)] * 3, landmarks)
+    before = items[1].crop.copy()  # type: ignore[union-attr]
+    for item, result, true in zip(items, matched(items, mode), clean, strict=True):
+        np.testing.assert_array_equal(result.crop[:32], item.crop[:32])  # type: ignore[index]
+        np.testing.assert_allclose(result.crop, true.crop, atol=1.5 / 255)  # type: ignore[arg-type]
+        assert result.crop.dtype == np.float32  # type: ignore[union-attr]
+    np.testing.assert_array_equal(items[1].crop, before)
+
+
+def test_a_mouth_that_differs_does_not_colour_the_skin() -> None:
+    """Painted green within the lips' surroundings, it leaves what is found of the skin as it is."""
+    items, painted = coloured_items([WARM], face_landmarks()), coloured_items([WARM], face_landmarks())
+    x, y = (int(v) for v in ((100 - 30) * 64 / 140, (120 - 20) * 64 / 130))
+    painted[0].crop[y - 5 : y + 6, x - 9 : x + 10] = (0, 1, 0)  # type: ignore[index]
+    (plain,), (other,) = matched(items), matched(painted)
+    np.testing.assert_array_equal(plain.cast.shift, other.cast.shift)  # type: ignore[union-attr]
+
+
+def test_skin_is_within_the_jaw_and_not_near_the_lips() -> None:
+    skin = generated_skin(Face(0, (20, 150, 30, 170), face_landmarks()), 64, 64, 0.5)
+    assert not skin[:32].any()
+    assert not skin[34:, :4].any()  # beside the jaw
+    x, y = (face_landmarks()[LIP] - (30, 20)).T * np.array([[64 / 140], [64 / 130]])
+    assert not skin[y.astype(int), x.astype(int)].any()
+    assert skin[[36, 36, 59], [20, 44, 32]].all()
+    assert generated_skin(Face(0, (20, 150, 30, 170)), 64, 64, 0.5)[34:, 2].all()
+
+
+def test_colours_are_matched_within_a_shot() -> None:
+    """Next to a cut nothing of the other shot's cast is seen."""
+    both = matched(coloured_items([WARM] * 3 + [COLD] * 3, cut_at=3))
+    alone = matched(coloured_items([WARM] * 3)) + matched(coloured_items([COLD] * 3))
+    for one, other in zip(both, alone, strict=True):
+        np.testing.assert_array_equal(one.crop, other.crop)
+
+
+def test_colours_do_not_pump() -> None:
+    """A cast that is found too strong in one frame is shared with its neighbours, a steady one is taken out whole."""
+    items = coloured_items([(1, 1, 1)] * 4 + [WARM] + [(1, 1, 1)] * 4)
+    change = changes(items)
+    assert change[4] < 0.3 * changes(coloured_items([WARM]))[0]
+    assert change[3] > 0.5 * change[4]
+    assert change[0] < 0.2 * change[4]
+
+
+def changes(items: list[Item]) -> list[float]:
+    """By how much, in L, a and b, the stage changes each frame."""
+    pairs = zip(matched(items), items, strict=True)
+    return [float(np.abs(to_lab(new.crop) - to_lab(old.crop)).mean()) for new, old in pairs]  # type: ignore[arg-type]
+
+
+def test_a_frame_whose_skin_is_hidden_gets_its_neighbours_cast() -> None:
+    nowhere = face_landmarks()
+    nowhere[:17] = 0
+    items = coloured_items([WARM] * 3, face_landmarks())
+    hidden = replace(items[1], face=replace(items[1].face, landmarks=nowhere))
+    result = matched([items[0], hidden, items[2]])[1]
+    assert result.cast is None
+    np.testing.assert_allclose(result.crop, matched(items)[1].crop, atol=0.5 / 255)  # type: ignore[arg-type]
+    (alone,) = matched([replace(hidden, face=replace(hidden.face, is_cut=True))])
+    assert alone.crop is hidden.crop
+
+
+# --- noise
+
+
+def noisy_item(sigma: float) -> Item:
+    """A frame without noise, and a crop with some, in levels, in its generated half."""
+    (item,) = coloured_items([(1, 1, 1)])
+    assert item.crop is not None
+    crop = item.crop.copy()
+    crop[32:] += np.random.default_rng(1).normal(0, sigma / 255, crop[32:].shape)
+    return replace(item, crop=crop.clip(0, 1))
+
+
+def test_noise_that_the_frame_does_not_have_is_taken_from_the_generated_part() -> None:
+    clean, noisy = noisy_item(0), noisy_item(6)
+    before = noisy.crop.copy()  # type: ignore[union-attr]
+    errors = []
+    for strength in (0.5, 1.0):
+        (result,) = denoise_stage(strength, 0.5)(iter([noisy]))
+        np.testing.assert_array_equal(result.crop[:32], before[:32])  # type: ignore[index]
+        errors.append(float(np.std(result.crop[32:] - clean.crop[32:])))  # type: ignore[index]
+    assert errors[1] < 0.6 * 6 / 255
+    assert errors[1] < errors[0] < 0.8 * 6 / 255
+    np.testing.assert_array_equal(noisy.crop, before)
+
+
+def test_grain_that_the_frame_has_too_stays() -> None:
+    (item,) = denoise_stage(1.0, 0.5)(iter([noisy_item(0)]))
+    np.testing.assert_array_equal(item.crop, noisy_item(0).crop)
+    noisy = noisy_item(6)
+    grain = np.random.default_rng(2).normal(0, 40, noisy.frame.shape)
+    grainy = replace(noisy, frame=np.rint(noisy.frame + grain).clip(0, 255).astype(np.uint8))
+    (result,) = denoise_stage(1.0, 0.5)(iter([grainy]))
+    assert result.crop is grainy.crop
 
 
 # --- sharpening
@@ -659,13 +799,54 @@ def test_the_meter_has_each_measure_under_its_name(hidden: float) -> None:
         assert scores.metrics[name] == pytest.approx(-10 * np.log10(np.mean(errors)), rel=1e-5)
 
 
+def test_the_skins_colours_are_compared_by_their_means_and_their_spread() -> None:
+    (item,) = coloured_items([WARM], face_landmarks())
+    source, face = item.frame, item.face
+    assert face is not None
+    assert set(skin_difference(source, source, face, 0.5).values()) == {0}
+    cast = np.rint(source * np.array(WARM)).clip(0, 255).astype(np.uint8)
+    measured = skin_difference(source, cast, face, 0.5)
+    assert 3 < measured["skin_delta_e"] < 7
+    assert measured["skin_a"] > 2
+    assert measured["skin_b"] > 2
+    assert measured["skin_histogram"] == pytest.approx(
+        np.mean([abs(measured[name]) for name in ("skin_l", "skin_a", "skin_b")]), abs=0.2
+    )
+    mean = source[85:150, 30:170].mean(axis=(0, 1))
+    harder = np.rint(mean + 3 * (source - mean)).clip(0, 255).astype(np.uint8)
+    measured = skin_difference(source, harder, face, 0.5)
+    assert measured["skin_histogram"] > 1.5 * measured["skin_delta_e"]
+    mouth_only = source.copy()
+    mouth_only[115:126, 85:116] = 0
+    assert set(skin_difference(source, mouth_only, face, 0.5).values()) == {0}
+    assert skin_difference(source, source, replace(face, box=(300, 400, 30, 170)), 0.5) == {}
+
+
+def test_drift_is_seen_over_time_only() -> None:
+    """A steady cast has none; in result and source alike it does not count."""
+    items = coloured_items([(1, 1, 1)] * 6, face_landmarks())
+    gains = np.linspace(1, 1.1, 6)
+    warmed = [
+        np.rint(item.frame * np.array([gain, 1, 1])).clip(0, 255).astype(np.uint8)
+        for item, gain in zip(items, gains, strict=True)
+    ]
+    steady = scores_of([replace(item, picture=warmed[-1]) for item in items]).metrics
+    drifting = scores_of([replace(item, picture=picture) for item, picture in zip(items, warmed, strict=True)]).metrics
+    both = scores_of(
+        [replace(item, frame=picture, picture=picture) for item, picture in zip(items, warmed, strict=True)]
+    ).metrics
+    assert drifting["skin_drift"] > 1
+    assert steady["skin_drift"] < 0.05
+    assert both["skin_drift"] == both["skin_delta_e"] == 0
+
+
 def test_the_meter_measures_all_that_needs_no_sound() -> None:
     items, references = filmed()
     added = ("lpips_", "ms_ssim_", "sync_", "truth_", "lse_")
     names = {metric.name for metric in METRICS if not metric.name.startswith(added)}
     scores = scores_of(items, references)
     assert scores.metrics.keys() == names
-    assert scores.series.keys() == names - {"delta_e_deviation"} | {"mouth_opening"}
+    assert scores.series.keys() == names - {"delta_e_deviation", "skin_drift"} | {"mouth_opening"}
     assert all(len(series) == len(items) for series in scores.series.values())
     flicker, warp = FlickerMeter(), WarpErrorMeter()
     for item in items:
@@ -707,7 +888,16 @@ def test_frames_are_measured_by_name() -> None:
 def test_a_result_equal_to_its_source_is_ideal() -> None:
     items = [replace(item, picture=item.frame) for item in filmed()[0]]
     scores = scores_of(items, [item.frame for item in items])
-    for name in ("delta_e_excess", "delta_e_deviation", "outside_difference", "lmd"):
+    zero = (
+        "delta_e_excess",
+        "delta_e_deviation",
+        "skin_delta_e",
+        "skin_drift",
+        "skin_histogram",
+        "outside_difference",
+        "lmd",
+    )
+    for name in zero:
         assert scores.metrics.pop(name) == pytest.approx(0, abs=1e-6)
     for name in ("psnr_face", "psnr_lower", "psnr_lips"):
         assert scores.metrics.pop(name) == 100

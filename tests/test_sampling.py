@@ -22,6 +22,7 @@ from guided_diffusion.sampling import (
     SampleBatch,
     Sampler,
     StoredSampler,
+    WhiteBalanced,
     determine_optimal_resolution,
     first_frame,
     generate_crops,
@@ -235,6 +236,30 @@ def test_a_batch_goes_to_the_sampler_that_is_chosen_and_only_that_one_is_loaded(
     for first, size in ((0, 4), (5, 4), (10, 8), (3, 4)):
         assert sampler(batch_of(2, first))().shape == (2, size, size, 3)
     assert loaded == [4, 8]
+
+
+# --------------------------------------------------------------------------------------------------- white balance
+
+
+def test_the_network_sees_white_light_and_its_crops_have_the_shots(ancestral: DiffusionSampler) -> None:
+    """What is known stays as it was filmed, to the level."""
+    ddim = replace(ancestral, sampler="ddim")
+    gains = np.array([2, 1, 0.5])
+    white = np.random.default_rng(0).integers(0, 30, (1, 64, 64, 3), dtype=np.uint8) * np.uint8(4)
+    filmed = (white / gains).astype(np.uint8)
+    in_white = replace(batch_of(1), crops=list(white), references=list(white))
+    made = ddim(in_white)()
+    crops = WhiteBalanced(ddim, lambda _: gains)(replace(in_white, crops=list(filmed), references=list(filmed)))()
+    plain = ddim(replace(in_white, crops=list(filmed), references=list(filmed)))()
+    np.testing.assert_array_equal(crops[:, :32], plain[:, :32])
+    assert differ(crops, made)
+    np.testing.assert_allclose(crops[:, 32:], np.minimum(made[:, 32:] / gains, 255), atol=2)
+
+
+def test_no_gains_and_gains_of_1_are_the_same(ancestral: DiffusionSampler) -> None:
+    np.testing.assert_array_equal(ancestral(replace(batch_of(1), gains=np.ones(3)))(), ancestral(batch_of(1))())
+
+
 # ------------------------------------------------------------------------------------------------------- context
 
 

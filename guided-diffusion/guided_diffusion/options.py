@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .color_util import COLOR_MATCHES
 from .dist_util import DEVICES
 from .engines import ENGINES, PRECISIONS
 from .errors import InputError
@@ -110,6 +111,9 @@ class Options:
     flow_guidance: float = flag(
         0.0, "draw each frame's skin to the frame before while sampling, up to 1", "sampling", within=(0, 1)
     )
+    white_balance: bool = flag(
+        False, "the network sees each shot in white light, and what it makes gets the shot's own back", "sampling"
+    )
     device: str = flag("auto", "where the network runs", "run", DEVICES)
     engine: str = flag("torch", "what runs the network", "run", ENGINES)
     precision: str = flag("auto", "auto: see --use_fp16; with openvino bfloat16 where it is fast", "run", PRECISIONS)
@@ -122,6 +126,13 @@ class Options:
     blur_kernel_size: int = flag(
         0, "show the generated part only, its edges feathered over so many pixels of the network's crop", "output"
     )
+    denoise: float = flag(
+        0.0, "take the noise that sampling left out of the generated part, 0 (off) to 1", "output", within=(0, 1)
+    )
+    color_match: str = flag(
+        "none", "give what is generated its frame's colours: by one shift, or the skin by its histogram", "output",
+        COLOR_MATCHES,
+    )  # fmt: skip
     temporal_smoothing: float = flag(
         0.0, "take flicker out of the generated part, 0 (off) to 0.9", "output", within=(0, 0.9)
     )
@@ -159,7 +170,7 @@ class Options:
     @property
     def finds_landmarks(self) -> bool:
         """Whether landmarks are asked for, also of detectors that do without."""
-        return self.landmark_mask or self.samples_by_landmarks
+        return self.landmark_mask or self.color_match != "none" or self.samples_by_landmarks
 
     @property
     def samples_by_landmarks(self) -> bool:

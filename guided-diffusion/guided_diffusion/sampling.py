@@ -13,12 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .color_util import multiplied
 from .engines import Denoiser
 from .gaussian_diffusion import GaussianDiffusion, X0Fn
 from .script_util import ModelConfig
 from .store import ChunkStore
 from .streams import Face, Item
-from .tfg_data_util import crop_box, resize_crop, sample_to_crops, sampling_noise, tfg_process_batch, to_float
+from .tfg_data_util import (
+    crop_box,
+    resize_crop,
+    sample_to_crops,
+    sampling_noise,
+    tfg_process_batch,
+    to_float,
+    to_tensor,
+)
 
 T = TypeVar("T")
 
@@ -41,6 +50,7 @@ class SampleBatch:
     :param mels: float32 [N, audio_dim, window_steps].
     :param context: so many of the first faces belong to the batch before: they are sampled along and thrown away.
     :param attempt: 0, or the number of times that this batch was sampled before: another one draws other noise.
+    :param gains: float [3]: the network sees the colours multiplied by these, and what it makes is divided by them.
     """
 
     first: int
@@ -50,6 +60,7 @@ class SampleBatch:
     mels: np.ndarray
     context: int = 0
     attempt: int = 0
+    gains: np.ndarray | None = None
 
 
 Crops = Callable[[], np.ndarray]
@@ -238,6 +249,20 @@ class ByResolution:
         return self.choose(batch)(batch)
 
 
+@dataclass(frozen=True)
+class WhiteBalanced:
+    """A `Sampler` that lets another one see each batch in white light.
+
+    :param gains: a batch -> what its colours are multiplied by, float [3], the same for all batches of a shot.
+    """
+
+    sampler: Sampler
+    gains: Callable[[SampleBatch], np.ndarray]
+
+    def __call__(self, batch: SampleBatch) -> Crops:
+        return self.sampler(replace(batch, gains=self.gains(batch)))
+
+
 def when_used(load: Callable[[], Sampler]) -> Sampler:
     """The `Sampler` that `load` gives, which is asked at the first batch, and not again."""
     loaded = cache(load)
@@ -277,7 +302,8 @@ class DiffusionSampler:
         references = [resize_crop(crop, size, size) for crop in batch.references] if self.config.use_ref else None
         noise_seed, generator = self._randomness(batch)
         noise = sampling_noise(len(crops), size, noise_seed)
-        inputs = tfg_process_batch(crops, references, batch.mels, noise, self.face_hide_percentage, self.device)
+        seen, seen_references = _balanced(crops, batch.gains), references and _balanced(references, batch.gains)
+        inputs = tfg_process_batch(seen, seen_references, batch.mels, noise, self.face_hide_percentage, self.device)
         sample_loop = partial(
             SAMPLERS[self.sampler],
             self.diffusion,
@@ -285,8 +311,11 @@ class DiffusionSampler:
             x0_fn=self.guide(batch, inputs["image"], inputs["mask"]) if self.guide else None,
             generator=generator,
         )
-        x_0 = sample(self.denoiser, sample_loop, inputs)
-        return fetched_later(sample_to_crops(x_0, inputs["image"], inputs["mask"])[batch.context :])
+        x_0, image = sample(self.denoiser, sample_loop, inputs), inputs["image"]
+        if batch.gains is not None:
+            x_0 = (x_0 + 1) / torch.from_numpy(batch.gains).to(x_0).view(1, 3, 1, 1) - 1
+            image = to_tensor(crops, self.device)
+        return fetched_later(sample_to_crops(x_0, image, inputs["mask"])[batch.context :])
 
     def _randomness(self, batch: SampleBatch) -> tuple[int | None, torch.Generator | None]:
         """The seed of the first noise, and the generator of the steps' noise.
@@ -299,6 +328,10 @@ class DiffusionSampler:
         if batch.attempt:
             noise_seed = _mixed_seed(self.sampling_seed, batch.attempt)
         return noise_seed, torch.Generator().manual_seed(_mixed_seed(self.sampling_seed, batch.first, batch.attempt))
+
+
+def _balanced(crops: list[np.ndarray], gains: np.ndarray | None) -> list[np.ndarray]:
+    return crops if gains is None else [multiplied(crop, gains) for crop in crops]
 
 
 def _mixed_seed(*parts: int) -> int:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .color_util import Cast
+
 T = TypeVar("T")
 
 LONGEST_WAIT = 0.1  # s; a thread that waits cannot be interrupted
@@ -53,6 +55,7 @@ class Item:
     :param face: None: the frame passes through.
     :param crop: what was generated for the face's box, RGB float32 [h, w, 3] in [0, 1], of any size.
     :param crop_size: height and width in pixels of the crop as the network made it; it may differ from shot to shot.
+    :param cast: what the crop lacks to have its frame's colours, where a stage has measured it.
     :param lips: the generated lips, float32 [20, 2], (x, y) in pixels of the crop at its box's size, where a stage has
         looked for them and found some.
     :param picture: the result, RGB uint8 [H, W, 3], once the crop is pasted.
@@ -63,6 +66,7 @@ class Item:
     face: Face | None = None
     crop: np.ndarray | None = None
     crop_size: int | None = None
+    cast: Cast | None = None
     lips: np.ndarray | None = None
     picture: np.ndarray | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
