@@ -248,12 +248,16 @@ def retried(
     return bool((scores(levels(spoilt)) > 1).any()), can_be_mended, bool((scores(result) <= 1).all()), away[0], away[1]
 
 
-def unseeded(items: list[Item], mel: np.ndarray, sampler: DiffusionSampler, judge: CropJudge) -> tuple[int, int, int]:
-    """Frames sampled without a seed; of them flagged at first, and after retries."""
+def tried(
+    items: list[Item], mel: np.ndarray, first: Callable[[Sequence[Item], SampleBatch], np.ndarray],
+    sampler: DiffusionSampler, judge: CropJudge,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Frames in batches, how many of them are flagged when they are `first` made, and how many after retries."""
     n = before = after = 0
     for start in range(0, len(items) - BATCH + 1, BATCH):
-        batch = batch_of(items[start : start + BATCH], mel, front_end(sampler.config))
-        crops = sampler(batch)()
+        part = items[start : start + BATCH]
+        batch = batch_of(part, mel, front_end(sampler.config))
+        crops = first(part, batch)
 
         def given_first(asked: SampleBatch, crops: np.ndarray = crops) -> Crops:
             return sampler(asked) if asked.attempt else lambda: crops
@@ -280,9 +284,14 @@ def try_again(
         before, after = np.mean([row[3:] for row in rows], axis=0)
         of_these = f"{(flagged_ & can & mended).sum()} of {(flagged_ & can).sum()}"
         print(f"{kind:8} {flagged_.sum():7} {can.sum():14} {mended.sum():7}  {of_these:8}  {before:.1f}, {after:.1f}")
-    counts = [unseeded(items, mel, replace(sampler, sampling_seed=None), judge) for items, mel in heard]
-    n, before, after = (sum(column) for column in zip(*counts, strict=True))
-    print(f"without a seed: {before} of {n} frames flagged, {after} after retries")
+    unseeded = replace(sampler, sampling_seed=None)
+    for name, first, again in (
+        ("as sampled", lambda part, _: levels(part), sampler),
+        ("without a seed", lambda _, batch: unseeded(batch)(), unseeded),
+    ):
+        counts = [tried(items, mel, first, again, judge) for items, mel in heard]
+        n, before, after = (sum(column) for column in zip(*counts, strict=True))
+        print(f"{name}: {before} of {n} frames flagged, {after} after retries")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

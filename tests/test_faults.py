@@ -19,6 +19,7 @@ from guided_diffusion.faults import (
     FaultMeter,
     excess,
     frame_scores,
+    frozen_scores,
     measure_lips,
     residuals,
     runs,
@@ -121,6 +122,31 @@ def test_a_mouth_may_stand_still_while_nobody_speaks(clean: list[Item]) -> None:
     assert "frozen" not in {fault.kind for fault in meter_of(still, speech).faults()}
     # of sound that ends before the video the rest is silence
     assert "frozen" not in {fault.kind for fault in meter_of(still, speech[:10]).faults()}
+
+
+def test_what_the_camera_blurred_is_no_fault(clean: list[Item]) -> None:
+    item = sampled()[12]
+    assert item.crop is not None
+    soft = replace(item, frame=cv2.GaussianBlur(item.frame, (0, 0), 2), crop=cv2.GaussianBlur(item.crop, (0, 0), 1.5))
+    assert "blur" not in {fault.kind for fault in meter_of([*clean[:12], *pasted([soft]), *clean[13:]]).faults()}
+
+
+def test_what_stands_still_is_told_by_the_head() -> None:
+    """Garbage in three frames of a short clip made all that moves less look still."""
+    motion, head = np.full(27, 0.2), np.full(27, 0.5)
+    motion[0] = head[0] = np.nan
+    motion[12:16] = 20
+    shots = [slice(0, 27)]
+    assert not frozen_scores(motion, head, None, 25, shots).any()
+    motion[16:] = 0.03
+    assert np.flatnonzero(frozen_scores(motion, head, None, 25, shots) > 1).tolist() == list(range(16, 27))
+
+
+def test_a_bright_frame_is_flicker_and_no_colour(clean: list[Item]) -> None:
+    (bright,) = sampled(1)
+    (bright,) = pasted([replace(bright, crop=(bright.crop * np.float32(1.2)).clip(0, 1))])
+    (fault,) = meter_of([*clean[:12], replace(bright, face=clean[12].face), *clean[13:]]).faults()
+    assert (fault.kind, fault.first, fault.last) == ("flicker", 12, 12)
 
 
 def test_another_colour_is_a_fault_within_a_shot_and_none_at_a_cut() -> None:
