@@ -40,6 +40,7 @@ from face_detection.tracks import (
 from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.errors import InputError
+from guided_diffusion.faults import CropJudge
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
@@ -49,6 +50,7 @@ from guided_diffusion.sampling import (
     ByResolution,
     Crops,
     Guide,
+    Retrying,
     SampleBatch,
     Sampler,
     StoredSampler,
@@ -273,18 +275,31 @@ def make_guide(options: Options, diffusion: GaussianDiffusion) -> Guide | None:
 
 
 def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: bool) -> Sampler:
-    """The one network's sampler, or of two the one that the face in each shot asks for; `is_told` prints how many."""
-    if tools.larger is None:
-        return tools.sampler
-    lower, (higher, larger) = tools.config.image_size, tools.larger
+    """The network's sampler, in all that the options put around it; `is_told` prints what is chosen for this job."""
+    sampler = tools.sampler
+    if tools.larger is not None:
+        sampler = by_resolution(options, tools.config.image_size, sampler, tools.larger, playback, is_told)
+    if options.white_balance:
+        sampler = WhiteBalanced(sampler, shot_gains(playback))
+    if options.retry_flagged:
+        lip_landmarks = tools.detector.lip_landmarks if tools.detector else None
+        sampler = Retrying(sampler, CropJudge(lip_landmarks, options.face_hide_percentage), options.retry_flagged)
+    return sampler
+
+
+def by_resolution(
+    options: Options, lower: int, smaller: Sampler, wide: tuple[int, Sampler], playback: Playback, is_told: bool
+) -> Sampler:
+    """Of two networks' samplers the one that the face in each shot asks for."""
+    higher, larger = wide
     track = playback.track
     cuts = np.flatnonzero(track.is_cut)
     shots = [boxes[has] for boxes, has in zip(np.split(track.boxes, cuts), np.split(track.has_face, cuts), strict=True)]
     resolutions = shot_resolutions(shots, options.resolution_threshold, (lower, higher))
     if is_told:
-        wide = resolutions.count(higher)
-        print(f"resolution: {wide} of {len(shots)} shots with {higher} px, {len(shots) - wide} with {lower} px")
-    samplers = {lower: tools.sampler, higher: larger}
+        n_wide = resolutions.count(higher)
+        print(f"resolution: {n_wide} of {len(shots)} shots with {higher} px, {len(shots) - n_wide} with {lower} px")
+    samplers = {lower: smaller, higher: larger}
     of_frames = np.repeat(resolutions, np.diff([0, *cuts, len(track.boxes)]))
     return ByResolution(lambda batch: samplers[of_frames[playback.source(batch.first)]])
 
@@ -313,10 +328,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     batch_size = tools.batch_size
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler = job_sampler(options, tools, playback, is_told=ranks.rank == 0)
-    if options.white_balance:
-        sampler = WhiteBalanced(sampler, shot_gains(playback))
-    sampler = timed(sampler, timings)
+    sampler = timed(job_sampler(options, tools, playback, is_told=ranks.rank == 0), timings)
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)

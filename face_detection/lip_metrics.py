@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.lip_util import inter_ocular_distance, opening_correlation
 
 from .api import LIP
 
@@ -23,8 +24,6 @@ MIN_OPENING_RANGE = 1e-3
 
 MAX_SHIFTS = 1000  # more circular shifts make the z-score of a long video slower, not better
 
-_RIGHT_EYE = slice(36, 42)
-_LEFT_EYE = slice(42, 48)
 _NOSE_AND_EYES = slice(27, 48)
 _INNER_UPPER_LIP = slice(61, 64)
 _INNER_LOWER_LIP = slice(65, 68)
@@ -58,7 +57,7 @@ def mouth_opening(landmarks: np.ndarray) -> float:
     :return: 0 for a closed mouth, about 0.5 for a yawn; the same at any size, place and rotation.
     """
     gap = landmarks[_INNER_LOWER_LIP].mean(axis=0) - landmarks[_INNER_UPPER_LIP].mean(axis=0)
-    return float(np.linalg.norm(gap)) / _inter_ocular_distance(landmarks)
+    return float(np.linalg.norm(gap)) / inter_ocular_distance(landmarks)
 
 
 def landmark_distance(landmarks: np.ndarray, reference: np.ndarray) -> float:
@@ -77,7 +76,7 @@ def landmark_distance(landmarks: np.ndarray, reference: np.ndarray) -> float:
     z, w = _complex(landmarks), _complex(reference)
     z, w = z - z[_NOSE_AND_EYES].mean(), w - w[_NOSE_AND_EYES].mean()
     a = np.vdot(z[_NOSE_AND_EYES], w[_NOSE_AND_EYES]) / np.vdot(z[_NOSE_AND_EYES], z[_NOSE_AND_EYES])
-    return float(np.abs(a * z[LIP] - w[LIP]).mean()) / _inter_ocular_distance(reference)
+    return float(np.abs(a * z[LIP] - w[LIP]).mean()) / inter_ocular_distance(reference)
 
 
 def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | float) -> SyncScore:
@@ -108,13 +107,13 @@ def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | 
 
     n = len(opening)
     correlations = {
-        lag: _correlation(opening[max(0, -lag) : n - max(0, lag)], envelope[max(0, lag) : n - max(0, -lag)])
+        lag: opening_correlation(opening[max(0, -lag) : n - max(0, lag)], envelope[max(0, lag) : n - max(0, -lag)])
         for lag in range(-MAX_LAG, MAX_LAG + 1)
     }
     lag, peak = max(correlations.items(), key=lambda item: item[1])
     wrong = np.arange(MAX_LAG + 1, n - MAX_LAG)
     wrong = wrong[:: -(-len(wrong) // MAX_SHIFTS)]
-    chance = np.array([_correlation(opening, np.roll(envelope, shift)) for shift in wrong])
+    chance = np.array([opening_correlation(opening, np.roll(envelope, shift)) for shift in wrong])
     return SyncScore(
         peak_r=peak,
         lag_frames=lag,
@@ -124,17 +123,5 @@ def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | 
     )
 
 
-def _inter_ocular_distance(landmarks: np.ndarray) -> float:
-    return float(np.linalg.norm(landmarks[_LEFT_EYE].mean(axis=0) - landmarks[_RIGHT_EYE].mean(axis=0)))
-
-
 def _complex(landmarks: np.ndarray) -> np.ndarray:
     return landmarks.astype(np.float64) @ np.array([1, 1j])
-
-
-def _correlation(opening: np.ndarray, envelope: np.ndarray) -> float:
-    """Pearson's r over the frames with a face, 0 where one of the two is constant."""
-    faces = np.isfinite(opening)
-    a, b = (values[faces] - values[faces].mean() for values in (opening, envelope))
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm > 0 else 0.0

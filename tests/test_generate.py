@@ -473,7 +473,7 @@ AFFECTS = {
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
-        "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True,
+        "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True, "retry_flagged": 2,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -487,7 +487,7 @@ AFFECTS = {
     },
 }  # fmt: skip
 DRAWN_BY_LANDMARKS = ("landmark_mask", "color_match")
-SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking")
+SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking", "retry_flagged")
 
 
 @dataclass(frozen=True)

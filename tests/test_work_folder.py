@@ -247,3 +247,28 @@ def test_a_terminated_run_leaves_nothing(job: list[str], tmp_path: Path) -> None
     assert list((tmp_path / "out folder").iterdir()) == []
 
 
+def test_spoilt_frames_are_mended_and_the_same_when_a_batch_is_made_again(
+    job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempts at both batches of five frames have noise in their second one."""
+    sample = DiffusionSampler.__call__
+
+    def spoiling(self: DiffusionSampler, batch: SampleBatch) -> Crops:
+        crops = sample(self, batch)
+
+        def spoilt() -> np.ndarray:
+            made = crops().copy()
+            if batch.attempt == 0 and len(made) == 5:
+                made[1] = np.random.default_rng(0).integers(0, 256, made[1].shape)
+            return made
+
+        return spoilt
+
+    monkeypatch.setattr(DiffusionSampler, "__call__", spoiling)
+    spoiled = result_of(job).astype(int)
+    retried = [*job, "--retry_flagged", "2", "--work_dir", str(tmp_path / "work")]
+    result = result_of(retried)
+    assert {1, 6} <= set(np.flatnonzero(np.abs(spoiled - result).max(axis=(1, 2, 3)) > 10).tolist())
+    (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
+    lost.unlink()
+    np.testing.assert_array_equal(result_of(retried), result)

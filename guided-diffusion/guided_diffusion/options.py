@@ -114,6 +114,9 @@ class Options:
     white_balance: bool = flag(
         False, "the network sees each shot in white light, and what it makes gets the shot's own back", "sampling"
     )
+    retry_flagged: int = flag(
+        0, "sample frames with a fault among their batch again, at most so often", "sampling", within=(0, 16)
+    )
     device: str = flag("auto", "where the network runs", "run", DEVICES)
     engine: str = flag("torch", "what runs the network", "run", ENGINES)
     precision: str = flag("auto", "auto: see --use_fp16; with openvino bfloat16 where it is fast", "run", PRECISIONS)
@@ -174,7 +177,7 @@ class Options:
 
     @property
     def samples_by_landmarks(self) -> bool:
-        return self.flow_guidance > 0 or self.motion_tracking
+        return self.flow_guidance > 0 or self.motion_tracking or self.retry_flagged > 0
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
