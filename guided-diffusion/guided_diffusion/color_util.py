@@ -61,7 +61,7 @@ def find_cast(generated: np.ndarray, true: np.ndarray, skin: np.ndarray, with_hi
 
     The shift is the median over the pixels: what moved, and shows something else, does not count. A cast is a gain of
     the light, so the shift is one for each unit of `light`: what is dark, as the mouth within, hardly changes. (One
-    amount for all, as in Reinhard et al. 2001, leaves 0.5 to 1 ΔE2000 more at the crop's border and puts colour into
+    amount for all, as in Reinhard et al. 2001, leaves 0.2 ΔE2000 more at the crop's border and puts colour into
     dark mouths; a ratio of deviations besides gave nothing more: docs/benchmarks.md.)
 
     :param generated: CIELAB float32 [h, w, 3]; `true` likewise.
@@ -115,7 +115,7 @@ def light_gains(frame: np.ndarray) -> np.ndarray:
     """What a frame's colours are to be multiplied by to look as in white light, float64 [3]; a grey keeps its luma.
 
     Grey edge (van de Weijer et al. 2007): edges are grey on average, whatever the areas between them are. On four clips
-    in about white light it is off by 14 % at most; shades of grey by 16 %, grey world by 32 % (docs/benchmarks.md).
+    in about white light it is off by 10 % at most; shades of grey by 16 %, grey world by 32 % (docs/benchmarks.md).
 
     :param frame: RGB uint8 [H, W, 3], the whole of it: of a face alone it would take the skin for the light.
     """
