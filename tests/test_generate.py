@@ -372,6 +372,7 @@ def test_booleans(text: str) -> None:
         (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or dpmpp_2m"),
         (["--flow_guidance", "1.5"], "from 0 to 1"),
         (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
+        (["--silence_gate", "1"], "give --is_voxceleb2 False"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
@@ -624,7 +625,7 @@ AFFECTS = {
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
-        "audio_preset": "enhanced", "mouth_gain": 6.0,
+        "audio_preset": "enhanced", "mouth_gain": 6.0, "silence_gate": 0.5,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -671,13 +672,13 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     faces, motion, samples = keys(job, options, tools)
     new_faces, new_motion, new_samples = keys(job, changed, tools)
     # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
-    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking", "silence_gate")
     assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
     assert (new_motion != motion) == (new_samples != samples)
 
 
-@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking", "silence_gate"])
 def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
     class OtherLandmarks(Fingerprint):
         def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
@@ -1113,6 +1114,35 @@ def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path)
         assert left < its_left < its_right < right
     assert of_lips[0][0] < of_lips[1][0]
     assert len(list((tmp_path / "work").glob("samples-*"))) == 1
+
+
+def test_the_mouth_rests_in_silence_and_speaks_as_before_elsewhere(
+    speech: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a batch is made again. The weights are random: they paint no mouth, the picture at rest does."""
+    pytest.importorskip("silero_vad")
+    from skimage import data
+
+    silent = np.float32([0] * 5 + [0.5, 1, 1])
+    monkeypatch.setattr(generate, "rest_shares", lambda _speech, n_frames, *_: np.resize(silent, n_frames))
+    clip = write_video(tmp_path / "astronaut.mp4", np.stack([data.astronaut()] * 8), crf=0)
+    flags = [
+        "--video_path", str(clip), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
+        str(tmp_path / "out.mp4"), "--is_voxceleb2", "False", "--face_detector", "dlib", "--sampler", "ddim",
+        "--sampling_steps", "2", "--sampling_seed", "7", "--crf", "0", "--work_dir", str(tmp_path / "work"),
+        "--sampling_batch_size", "1",
+    ]  # fmt: skip
+    speaking, source = (result_of(flags), decoded(tmp_path / "out_orig.mp4").astype(int))
+    before = set((tmp_path / "work").glob("samples-*/*"))
+    rested = result_of([*flags, "--silence_gate", "1"])
+    np.testing.assert_array_equal(rested[:5], speaking[:5])
+    mouth = np.s_[:, 150:170, 210:240]
+    apart = [np.abs(result[mouth] - source[mouth]).mean(axis=(1, 2, 3)) for result in (speaking, rested)]
+    assert (apart[1][6:] < 0.5 * apart[0][6:]).all()
+    assert (np.diff(apart[1][4:7]) < 0).all()
+    made_again = next(path for path in (tmp_path / "work").glob("samples-*/000005.npy") if path not in before)
+    made_again.unlink()
+    np.testing.assert_array_equal(result_of([*flags, "--silence_gate", "1"]), rested)
 
 
 def test_input_errors_are_of_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
