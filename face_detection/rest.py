@@ -29,8 +29,8 @@ class RestPictures:
 
     The picture is the shot's own (`rest_frames`), aligned at nose and eyes, at the resolution of what it covers. It
     shows in the generated part and fades towards its edges, where the network's continues the frame. It is not left to
-    the network: real64 reads the opening from the framing of the crop and its upper half, whatever sound and reference
-    say (docs/benchmarks.md).
+    the network: real64 reads the opening from the crop's upper half or its framing, whatever sound and reference say
+    (docs/benchmarks.md).
 
     :param playback: its track has landmarks.
     :param shares: float32 [n_output], how far the mouth is at rest in each output frame.
