@@ -21,11 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from audio.assess import assess
-from audio.audio import count_windows, frames_of_sound, louder, mel_window, speech_mel
+from audio.audio import Prepare, count_windows, frames_of_sound, hushed, louder, mel_window, speech_mel
 from audio.hparams import HParams, analysis_for, front_end
 from audio.preprocess import preprocess
+from audio.silence import SpeechListener, rest_shares
 from face_detection.api import Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
+from face_detection.rest import RestPictures
 from face_detection.tracks import (
     FaceTrack,
     VideoFaces,
@@ -50,6 +52,7 @@ from guided_diffusion.sampling import (
     ByResolution,
     Crops,
     Guide,
+    Rested,
     Retrying,
     SampleBatch,
     Sampler,
@@ -98,6 +101,7 @@ class Clip:
     :param seconds: length of the sound.
     :param n_windows: frames that the sound suffices for.
     :param mouth_gain: dB by which the network hears it louder.
+    :param rest: float32 [n_windows], how far the mouth is at rest in each, 0 to 1; None: nobody asked.
     """
 
     video: VideoSource
@@ -106,23 +110,30 @@ class Clip:
     seconds: Fraction
     n_windows: int
     mouth_gain: float = 0
+    rest: np.ndarray | None = None
 
     def mel_window(self, frame: int) -> np.ndarray:
         """What the network hears of an output frame, float32 [audio_dim, window_steps]."""
-        return louder(mel_window(self.mel, frame, self.video.fps, self.hparams), self.mouth_gain, self.hparams)
+        window = louder(mel_window(self.mel, frame, self.video.fps, self.hparams), self.mouth_gain, self.hparams)
+        return window if self.rest is None else hushed(window, self.rest[frame], self.hparams)
 
 
 def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     video = open_video(job.video_path, options.video_fps)
     check_size(job.video_path, video.width, video.height)
-    prepare = partial(
+    prepare: Prepare = partial(
         preprocess, denoise=options.denoise_audio, strength=options.denoise_strength, compress=options.compress_audio
     )
+    listener = SpeechListener(prepare) if options.silence_gate else None
     analysis = analysis_for(hparams, options.audio_preset)
-    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, prepare, analysis)
+    mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, listener or prepare, analysis)
     n_windows = frames_of_sound(seconds, video.fps) if options.pad_audio else count_windows(mel, video.fps, hparams)
-    return Clip(video, mel, hparams, seconds, n_windows, options.mouth_gain)
+    clip = Clip(video, mel, hparams, seconds, n_windows, options.mouth_gain)
+    if listener is None:
+        return clip
+    rest = rest_shares(listener.spans, n_windows, video.fps, hparams)
+    return dataclasses.replace(clip, rest=options.silence_gate * rest)
 
 
 def detect_faces(
@@ -274,7 +285,9 @@ def make_guide(options: Options, diffusion: GaussianDiffusion) -> Guide | None:
     return partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
 
 
-def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: bool) -> Sampler:
+def job_sampler(
+    options: Options, tools: Tools, playback: Playback, rest: np.ndarray | None, is_told: bool
+) -> Sampler:
     """The network's sampler, in all that the options put around it; `is_told` prints what is chosen for this job."""
     sampler = tools.sampler
     if tools.larger is not None:
@@ -284,6 +297,11 @@ def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: boo
     if options.retry_flagged:
         lip_landmarks = tools.detector.lip_landmarks if tools.detector else None
         sampler = Retrying(sampler, CropJudge(lip_landmarks, options.face_hide_percentage), options.retry_flagged)
+    if rest is not None:
+        pictures = RestPictures(playback, rest, options.face_hide_percentage)
+        if is_told:
+            print(pictures.summary())
+        sampler = Rested(sampler, pictures)
     return sampler
 
 
@@ -328,7 +346,7 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     batch_size = tools.batch_size
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler = timed(job_sampler(options, tools, playback, is_told=ranks.rank == 0), timings)
+    sampler = timed(job_sampler(options, tools, playback, clip.rest, is_told=ranks.rank == 0), timings)
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)

@@ -210,6 +210,11 @@ def louder(mel: np.ndarray, gain: float, hparams: HParams = DEFAULT) -> np.ndarr
     return np.where(mel > -limit, np.clip(shifted, -limit, limit), mel).astype(np.float32)
 
 
+def hushed(mel: np.ndarray, share: float, hparams: HParams = DEFAULT) -> np.ndarray:
+    """The mel on its way to silence: 0 as it is, 1 at the floor; float32, another array."""
+    return ((1 - share) * mel - share * hparams.max_abs_value).astype(np.float32)
+
+
 def rms_envelope(wav: np.ndarray, sample_rate: int, n_frames: int, fps: Fraction | float) -> np.ndarray:
     """Loudness of speech at the centres of video frames, (n + 0.5) / fps seconds (METHODS: Lip-sync metrics).
 

@@ -56,7 +56,7 @@ def preprocess(
 
 
 @contextmanager
-def _stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.ndarray]]]:
+def stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.ndarray]]]:
     """All of a sound in a temporary file, to be read from its start by each call: 230 MB for an hour at 16 kHz."""
     with tempfile.TemporaryFile() as file:
         for block in blocks:
@@ -78,7 +78,7 @@ def denoised(
 ) -> Iterator[np.ndarray]:
     """Parameters as of `preprocess`. A denoiser costs clean speech some of its detail, so it acts as far as there is
     noise: in full up to NOISY, less and less up to CLEAN."""
-    with _stored(blocks) as read:
+    with stored(blocks) as read:
         snr = _snr(read(), rate)
         strength *= float(np.interp(snr, (NOISY, CLEAN), (1, 0)))
         if not strength:
@@ -124,7 +124,7 @@ class _Level:
 
     def restored(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Denoised sound at its level before. `blocks` do the updates, so all of it is waited for."""
-        with _stored(blocks) as read:
+        with stored(blocks) as read:
             gain = np.clip(self._common / self._clean, 1, MAX_RESTORED) if self._clean else 1
             for block in read():
                 yield block * np.float32(gain)
@@ -261,7 +261,7 @@ def _quiet(power: np.ndarray) -> np.ndarray:
 
 def compressed(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
     """Sound brought to LOUDNESS, its range compressed, and LOUDNESS again. Silence stays as it is."""
-    with _stored(blocks) as read:
+    with stored(blocks) as read:
         level = _gain_to_loudness(read(), rate)
         restored = _gain_to_loudness(evened(read(), rate, level), rate)
         for block in evened(read(), rate, level):

@@ -72,11 +72,36 @@ def landmark_distance(landmarks: np.ndarray, reference: np.ndarray) -> float:
     """
     if not (np.isfinite(landmarks).all() and np.isfinite(reference).all()):
         return float("nan")
+    to_reference = head_similarity(landmarks, reference)
+    lips = landmarks[LIP] @ to_reference[:, :2].T + to_reference[:, 2]
+    return float(np.linalg.norm(lips - reference[LIP], axis=1).mean()) / inter_ocular_distance(reference)
+
+
+def head_similarity(landmarks: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The similarity (rotation, scale, translation) that best maps nose and eyes onto the reference's in the
+    least-squares sense: float64 [2, 3], from pixels (x, y) to pixels.
+
+    :param landmarks: float [68, 2], (x, y), iBUG order, no NaN; `reference` likewise.
+    """
     # as complex numbers, since there a similarity without reflection is a line: w = a z + b
-    z, w = _complex(landmarks), _complex(reference)
-    z, w = z - z[_NOSE_AND_EYES].mean(), w - w[_NOSE_AND_EYES].mean()
-    a = np.vdot(z[_NOSE_AND_EYES], w[_NOSE_AND_EYES]) / np.vdot(z[_NOSE_AND_EYES], z[_NOSE_AND_EYES])
-    return float(np.abs(a * z[LIP] - w[LIP]).mean()) / inter_ocular_distance(reference)
+    z, w = (_complex(points[_NOSE_AND_EYES]) for points in (landmarks, reference))
+    a = np.vdot(z - z.mean(), w - w.mean()) / np.vdot(z - z.mean(), z - z.mean())
+    b = w.mean() - a * z.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def pose_distances(landmarks: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """How differently heads are turned: how far nose and eyes stay from the reference's after the best similarity, root
+    of the mean square, over the distance of the eyes. About 0.01 for the same pose, more for another yaw or pitch.
+
+    :param landmarks: float [n, 68, 2], (x, y), iBUG order, no NaN; `reference` [68, 2] likewise.
+    :return: float64 [n], the same at any size, place and rotation in the picture.
+    """
+    z, w = (_complex(points[..., _NOSE_AND_EYES, :]) for points in (landmarks, reference))
+    z, w = (points - points.mean(axis=-1, keepdims=True) for points in (z, w))
+    a = (z.conj() * w).sum(axis=1) / (np.abs(z) ** 2).sum(axis=1)
+    rest = np.abs(a[:, None] * z - w) ** 2
+    return np.sqrt(rest.mean(axis=1)) / inter_ocular_distance(reference)
 
 
 def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | float) -> SyncScore:

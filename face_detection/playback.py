@@ -72,18 +72,18 @@ class Playback:
         source = self._with_face(index)
         face = self.track.face(source, index=0, is_cut=False)
         assert face is not None
-        return crop_box(self._source_frame(source), face.box)
+        return crop_box(self.source_frame(source), face.box)
 
     def shot_picture(self, index: int) -> np.ndarray:
         """The first frame of the source's shot that output frame `index` shows, uint8 [H, W, 3], decoded anew."""
         is_cut = self.track.is_cut[: self.source(index) + 1]
-        return self._source_frame(int(np.flatnonzero(is_cut).max(initial=0)))
+        return self.source_frame(int(np.flatnonzero(is_cut).max(initial=0)))
 
     def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         if not self.is_frozen:
             return ordered_frames(self.video, self.n_source, stop, self.order, start=start)
         source = self.source(start)
-        frame = self._source_frame(source)
+        frame = self.source_frame(source)
         return ((source, frame) for _ in range(start, stop))
 
     def _with_face(self, source: int) -> int:
@@ -92,5 +92,6 @@ class Playback:
         later = with_face[with_face >= source]
         return int(later[0] if len(later) else with_face[-1])
 
-    def _source_frame(self, source: int) -> np.ndarray:
+    def source_frame(self, source: int) -> np.ndarray:
+        """RGB uint8 [H, W, 3], read anew."""
         return next(iter(self.video.frames(start=source, stop=source + 1)))

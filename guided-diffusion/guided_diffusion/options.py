@@ -77,6 +77,7 @@ class Options:
     mouth_gain: float = flag(
         0.0, "dB by which the network hears the speech louder than it is", "sampling", within=(-20, 20)
     )
+    silence_gate: float = flag(0.0, "the mouth rests while nobody speaks, 0 (off) to 1", "sampling", within=(0, 1))
     face_detector: str = flag("sfd", "dlib needs no download", "faces", DETECTORS)
     detection_size: int = flag(
         720, "faces are looked for in frames with at most this long side", "faces", within=(32, 1 << 14)
@@ -177,7 +178,7 @@ class Options:
 
     @property
     def samples_by_landmarks(self) -> bool:
-        return self.flow_guidance > 0 or self.motion_tracking or self.retry_flagged > 0
+        return self.flow_guidance > 0 or self.motion_tracking or self.retry_flagged > 0 or self.silence_gate > 0
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:
@@ -209,6 +210,8 @@ RULES: tuple[Rule, ...] = (
      "--flow_guidance {flow_guidance} needs one noise for all frames: give --sampling_seed 7"),
     (lambda o: o.motion_tracking and o.is_voxceleb2,
      "--motion_tracking True needs a detected face: give --is_voxceleb2 False"),
+    (lambda o: o.silence_gate and o.is_voxceleb2,
+     "--silence_gate {silence_gate} needs a detected face: give --is_voxceleb2 False"),
     (lambda o: o.denoise_strength != Options.denoise_strength and o.denoise_audio == "none",
      "--denoise_strength is for noise that is taken out: give --denoise_audio spectral or deep too"),
     (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,

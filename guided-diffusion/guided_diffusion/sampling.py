@@ -263,6 +263,21 @@ class WhiteBalanced:
         return self.sampler(replace(batch, gains=self.gains(batch)))
 
 
+@dataclass(frozen=True)
+class Rested:
+    """A `Sampler` whose crops are changed one by one.
+
+    :param rest: a face and the crop uint8 [h, w, 3] that was sampled for it -> the crop that takes its place.
+    """
+
+    sampler: Sampler
+    rest: Callable[[Face, np.ndarray], np.ndarray]
+
+    def __call__(self, batch: SampleBatch) -> Crops:
+        sampled, faces = self.sampler(batch), batch.faces[batch.context :]
+        return lambda: np.stack(list(map(self.rest, faces, sampled())))
+
+
 def when_used(load: Callable[[], Sampler]) -> Sampler:
     """The `Sampler` that `load` gives, which is asked at the first batch, and not again."""
     loaded = cache(load)

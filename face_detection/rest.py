@@ -1,0 +1,96 @@
+"""The picture of a mouth at rest, for the frames in which nobody speaks: taken from elsewhere in the same shot."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+
+import cv2
+import numpy as np
+
+from face_detection.lip_metrics import head_similarity, mouth_opening, pose_distances
+from face_detection.playback import Playback
+from guided_diffusion.streams import Face
+from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop
+
+CLOSED = 0.08
+"""Opening (`mouth_opening`) below which lips touch or nearly do."""
+
+AS_CLOSED = 0.01
+"""Openings that differ by less are the same: the landmarks' noise."""
+
+FADE = 8, 3
+"""The picture at rest fades in over the edges of the generated part in these fractions of the crop's height and width:
+lips begin below, and lie in the middle; beside them are hair and background, which do not move with the head."""
+
+
+class RestPictures:
+    """Lays the picture of a mouth at rest over what was generated for a silent frame.
+
+    The picture is the shot's own (`rest_frames`), aligned at nose and eyes, at the resolution of what it covers. It
+    shows in the generated part and fades towards its edges, where the network's continues the frame. It is not left to
+    the network: real64 reads the opening from the crop's upper half or its framing, whatever sound and reference say
+    (docs/benchmarks.md).
+
+    :param playback: its track has landmarks.
+    :param shares: float32 [n_output], how far the mouth is at rest in each output frame.
+    """
+
+    def __init__(self, playback: Playback, shares: np.ndarray, face_hide_percentage: float) -> None:
+        assert playback.track.landmarks is not None  # Options asked for them
+        self._landmarks = playback.track.landmarks
+        self._shares = shares
+        self._face_hide_percentage = face_hide_percentage
+        self._frame = lru_cache(maxsize=1)(playback.source_frame)
+        self.sources = rest_frames(playback, shares)
+
+    def __call__(self, face: Face, crop: np.ndarray) -> np.ndarray:
+        """The crop uint8 [h, w, 3] that was generated for the face, eased into the picture at rest."""
+        source = int(self.sources[face.index])
+        if source < 0 or face.landmarks is None:
+            return crop
+        y1, y2, x1, x2 = face.box
+        to_box = head_similarity(self._landmarks[source], face.landmarks)
+        to_box[:, 2] -= x1, y1
+        rest = cv2.warpAffine(self._frame(source), to_box, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REPLICATE)
+        height, width = crop.shape[:2]
+        rest = resize_crop(rest, height, width)
+        kernel = height // FADE[0], width // FADE[1]
+        alpha = create_gradient_mask(1, height, width, self._face_hide_percentage, kernel)[0, 0, :, :, None]
+        shown = crop + float(self._shares[face.index]) * alpha.numpy() * (rest.astype(np.float32) - crop)
+        return np.rint(shown).astype(np.uint8)
+
+    def summary(self) -> str:
+        """One line: "silence: 87 frames at rest", and in how many of them the mouth cannot close."""
+        sources, counts = np.unique(self.sources[self.sources >= 0], return_counts=True)
+        is_open = np.array([mouth_opening(self._landmarks[source]) > CLOSED for source in sources], bool)
+        told = [f"{counts.sum()} frames at rest"]
+        if is_open.any():
+            told.append(f"{counts[is_open].sum()} of them open, as the mouth never closes there")
+        return f"silence: {', '.join(told)}"
+
+
+def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:
+    """The source frame that each output frame's mouth rests as: int64 [n_output], -1 where it speaks or there is none.
+
+    It is one for a span of silence within a shot: of the shot's frames with the smallest opening (within AS_CLOSED) the
+    one in which the head is turned most alike. Interpolated landmarks tell no opening.
+    """
+    track, landmarks = playback.track, playback.track.landmarks
+    assert landmarks is not None
+    chosen = np.full(playback.n_output, -1)
+    is_at_rest = shares[: playback.n_output] > 0
+    openings = np.array([mouth_opening(face) for face in landmarks])
+    openings[track.is_interpolated] = np.nan
+    shots = np.cumsum(track.is_cut)
+    edges = {0, playback.n_output, *playback.shot_starts, *np.flatnonzero(np.diff(is_at_rest)) + 1}
+    for start, stop in pairwise(sorted(edges)):
+        shown = [source for source in map(playback.source, range(start, stop)) if track.has_face[source]]
+        if not (is_at_rest[start] and shown):
+            continue
+        in_shot = np.where(shots == shots[shown[0]], openings, np.nan)
+        closed = np.flatnonzero(in_shot <= np.nanmin(in_shot, initial=np.inf) + AS_CLOSED)
+        if len(closed):
+            turned = pose_distances(landmarks[closed], landmarks[shown[len(shown) // 2]])
+            chosen[start:stop] = closed[np.argmin(turned)]
+    return chosen
