@@ -13,7 +13,14 @@ from skimage.metrics import structural_similarity
 from face_detection.api import LIP
 from face_detection.lip_metrics import landmark_distance, mouth_opening
 from guided_diffusion.streams import Box, Face, Item, Stage
-from guided_diffusion.tfg_data_util import Slices, create_gradient_mask, inside_frame, resize_crop, to_levels
+from guided_diffusion.tfg_data_util import (
+    Slices,
+    create_gradient_mask,
+    crop_in_frame,
+    inside_frame,
+    resize_crop,
+    to_levels,
+)
 from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
 
 # ---------------------------------------------------------------------------------------------------------- the paste
@@ -34,8 +41,10 @@ def paste_stage(alpha: Alpha | None = None) -> Stage:
             if alpha is None:
                 picture = paste_crop(item.frame, to_levels(item.crop), item.face.box)
             else:
-                crop = at_box(item)
-                picture = composite(item.frame, crop, item.face.box, alpha(item, crop.shape[:2]))
+                y1, y2, x1, x2 = item.face.box
+                shown = alpha(item, (y2 - y1, x2 - x1))
+                crop = crop_in_frame(item.face, to_levels(item.crop), shown, item.frame.shape)
+                picture = composite(item.frame, *crop)
             yield replace(item, picture=picture)
 
     return stage
@@ -210,13 +219,13 @@ class LipAlpha:
     def __call__(self, item: Item, size: tuple[int, int]) -> np.ndarray:
         face = item.face
         assert face is not None
-        assert face.landmarks is not None  # pass 1 finds them for this mask
+        assert face.crop_landmarks is not None  # pass 1 finds them for this mask
         if face.is_cut or self._last_index is None or face.index != self._last_index + 1:
             self._recent.clear()
             self._opening = 0.0
         self._last_index = face.index
         scale = size[::-1]
-        source = face.landmarks[LIP] - np.array([face.box[2], face.box[0]], np.float32)
+        source = face.crop_landmarks[LIP].astype(np.float32)
         generated = item.lips
         if generated is None or not _is_same_mouth(generated, source):
             generated = _opened(source)

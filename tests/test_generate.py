@@ -372,6 +372,8 @@ def test_booleans(text: str) -> None:
         (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or dpmpp_2m"),
         (["--flow_guidance", "1.5"], "from 0 to 1"),
         (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
+        (["--stable_crop", "True"], "give --is_voxceleb2 False"),
+        (["--stable_crop", "True", "--is_voxceleb2", "False"], "give --blur_kernel_size 15 or --landmark_mask"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
@@ -623,8 +625,8 @@ AFFECTS = {
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
-        "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
-        "audio_preset": "enhanced", "mouth_gain": 6.0,
+        "motion_tracking": True, "stable_crop": True, "denoise_audio": "deep", "denoise_strength": 0.5,
+        "compress_audio": True, "audio_preset": "enhanced", "mouth_gain": 6.0,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -671,13 +673,13 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     faces, motion, samples = keys(job, options, tools)
     new_faces, new_motion, new_samples = keys(job, changed, tools)
     # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
-    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking", "stable_crop")
     assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
     assert (new_motion != motion) == (new_samples != samples)
 
 
-@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking", "stable_crop"])
 def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
     class OtherLandmarks(Fingerprint):
         def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
