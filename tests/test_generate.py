@@ -783,6 +783,23 @@ def test_faces_of_a_longer_speech_continue_those_of_a_shorter_one(video: Path, t
     assert {float(faces[0].landmarks[0, 0]) for faces in stored.faces} == {60.0, 61.0}  # type: ignore[index]
 
 
+def test_crops_are_placed_when_asked_for_by_boxes_that_are_not_smoothed_before(video: Path) -> None:
+    """Smoothed as upstream the box would grow two frames early, and smoothed once more."""
+
+    class Growing:
+        def detect(self, images: list[np.ndarray], with_landmarks: bool) -> list[list[Detection]]:
+            del with_landmarks
+            return [[Detection((20.0, 20.0, 100.0, 100.0 + 5 * k), 1.0, None)] for k in range(len(images))]
+
+    options = Options(video_path="v", audio_path="a", model_path="m", is_voxceleb2=False, blur_kernel_size=15)
+    tools = Tools(ModelConfig(), black, 10, Growing(), {}, {}, Ranks())  # type: ignore[arg-type]
+    clip = Clip(open_video(str(video)), np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), 9)
+    for stable, ends in ((False, 110 + 5 * np.arange(5)), (True, 100 + 5 * np.arange(9))):
+        track = find_track(clip, replace(options, stable_crop=stable), tools, None, Ranks(), Timings())
+        assert (track.placements is not None) == stable
+        np.testing.assert_allclose(track.boxes[: len(ends), 1], ends, atol=1)
+
+
 def test_the_heads_movement_is_looked_for_when_asked_for_and_once(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1115,6 +1132,9 @@ def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path)
         assert left < its_left < its_right < right
     assert of_lips[0][0] < of_lips[1][0]
     assert len(list((tmp_path / "work").glob("samples-*"))) == 1
+    steady = result_of([*flags, "--landmark_mask", "True", "--adaptive_mask", "True", "--stable_crop", "True"])
+    assert np.abs(steady - result).max() <= 6  # in a still picture the box stands still anyway
+    assert len(list((tmp_path / "work").glob("samples-*"))) == 2
 
 
 def test_input_errors_are_of_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
