@@ -197,6 +197,13 @@ def test_a_crop_that_is_pasted_where_it_was_taken_gives_the_frame_back(
     np.testing.assert_array_equal(frame, before)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (25, 40), (64, 64)])
+def test_a_crop_of_the_networks_size_lies_where_it_was_taken(size: tuple[int, int]) -> None:
+    frame, face = smooth_picture(), placed()
+    crop = cv2.resize(face_crop(frame, face), size[::-1])
+    assert np.abs(pasted(frame, face, crop).astype(int) - frame).max() <= 8
+
+
 @given(places, degrees, scales)
 @settings(max_examples=60, deadline=None)
 def test_beside_what_was_generated_no_bit_changes(place: tuple[float, float], turn: float, scale: float) -> None:
