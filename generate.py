@@ -28,6 +28,7 @@ from audio.silence import SpeechListener, rest_shares
 from face_detection.api import Detection, FaceAlignment, face_identity
 from face_detection.playback import Playback
 from face_detection.rest import RestPictures
+from face_detection.stable_crop import stable_crops
 from face_detection.tracks import (
     FaceTrack,
     VideoFaces,
@@ -161,10 +162,11 @@ def follow_face(clip: Clip, faces: VideoFaces, options: Options, motion: np.ndar
     def identify(index: int, face: Detection) -> np.ndarray:
         return face_identity().describe(next(iter(clip.video.frames(index, index + 1))), face)
 
-    return build_track(
+    track = build_track(
         faces, clip.n_windows, pads=options.pad_pixels, face_index=options.face_index, identify=identify,
-        detection_size=options.detection_size, motion=motion,
+        detection_size=options.detection_size, motion=motion, smooth_window=1 if options.stable_crop else 5,
     )  # fmt: skip
+    return stable_crops(track) if options.stable_crop else track
 
 
 def sampled_items(

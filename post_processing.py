@@ -20,7 +20,8 @@ from guided_diffusion.streams import Box, Face, Item, Stage, in_batches, in_wind
 from guided_diffusion.tfg_data_util import (
     Slices,
     create_gradient_mask,
-    crop_box,
+    crop_in_frame,
+    face_crop,
     inside_frame,
     resize_crop,
     to_float,
@@ -46,8 +47,10 @@ def paste_stage(alpha: Alpha | None = None) -> Stage:
             if alpha is None:
                 picture = paste_crop(item.frame, to_levels(item.crop), item.face.box)
             else:
-                crop = at_box(item)
-                picture = composite(item.frame, crop, item.face.box, alpha(item, crop.shape[:2]))
+                y1, y2, x1, x2 = item.face.box
+                shown = alpha(item, (y2 - y1, x2 - x1))
+                crop = crop_in_frame(item.face, to_levels(item.crop), shown, item.frame.shape)
+                picture = composite(item.frame, *crop)
             yield replace(item, picture=picture)
 
     return stage
@@ -62,10 +65,10 @@ def at_box(item: Item) -> np.ndarray:
 
 
 def source_crop(item: Item) -> np.ndarray:
-    """What the frame shows in the face's box, at the size of its crop: RGB float32 [h, w, 3] in [0, 1]."""
+    """What the frame shows of the face, at the size of its crop: RGB float32 [h, w, 3] in [0, 1]."""
     assert item.face is not None
     assert item.crop is not None
-    return to_float(resize_crop(crop_box(item.frame, item.face.box), *item.crop.shape[:2]))
+    return to_float(resize_crop(face_crop(item.frame, item.face), *item.crop.shape[:2]))
 
 
 def paste_crop(frame: np.ndarray, crop: np.ndarray, box: Box) -> np.ndarray:
@@ -207,13 +210,13 @@ class LipAlpha:
     def __call__(self, item: Item, size: tuple[int, int]) -> np.ndarray:
         face = item.face
         assert face is not None
-        assert face.landmarks is not None  # pass 1 finds them for this mask
+        assert face.crop_landmarks is not None  # pass 1 finds them for this mask
         if face.is_cut or self._last_index is None or face.index != self._last_index + 1:
             self._recent.clear()
             self._opening = 0.0
         self._last_index = face.index
         scale = size[::-1]
-        source = face.landmarks[LIP] - np.array([face.box[2], face.box[0]], np.float32)
+        source = face.crop_landmarks[LIP].astype(np.float32)
         generated = item.lips
         if generated is None or not _is_same_mouth(generated, source):
             generated = _opened(source)
@@ -295,9 +298,10 @@ def generated_skin(face: Face, height: int, width: int, face_hide_percentage: fl
         face = replace(face, landmarks=None)
     skin = ~mouth_area(face, height, width)
     skin[: int(height * (1 - face_hide_percentage))] = False
-    if face.landmarks is not None:
+    landmarks = face.crop_landmarks
+    if landmarks is not None:
         y1, y2, x1, x2 = face.box
-        jaw = (face.landmarks[:17] - (x1, y1)) * (width / (x2 - x1), height / (y2 - y1))
+        jaw = landmarks[:17] * (width / (x2 - x1), height / (y2 - y1))
         inside = np.zeros((height, width), np.uint8)
         cv2.fillConvexPoly(inside, cv2.convexHull(np.rint(jaw).astype(np.int32)), 1)
         skin &= cv2.erode(inside, np.ones((3, 3), np.uint8)) > 0

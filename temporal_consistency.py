@@ -22,7 +22,7 @@ from guided_diffusion.gaussian_diffusion import GaussianDiffusion, X0Fn
 from guided_diffusion.lip_util import MOUTH_REGION, near_lips
 from guided_diffusion.sampling import SampleBatch
 from guided_diffusion.streams import Box, Face, Item, Stage, in_windows
-from guided_diffusion.tfg_data_util import inside_frame, lower_half_mask
+from guided_diffusion.tfg_data_util import enlarging, inside_frame, lower_half_mask
 
 # -------------------------------------------------------------------------------------------------- head movement
 
@@ -203,8 +203,7 @@ def _crop_to_frame(item: Item) -> np.ndarray:
     assert item.face is not None
     assert item.crop is not None
     y1, y2, x1, x2 = item.face.box
-    x_scale, y_scale = (x2 - x1) / item.crop.shape[1], (y2 - y1) / item.crop.shape[0]
-    return np.array([[x_scale, 0, x1 + (x_scale - 1) / 2], [0, y_scale, y1 + (y_scale - 1) / 2], [0, 0, 1]])
+    return np.asarray(item.face.crop_to_frame @ enlarging(item.crop.shape, (y2 - y1, x2 - x1)))
 
 
 def _smoothed(current: np.ndarray, neighbours: Sequence[_Neighbour], mask: np.ndarray) -> np.ndarray:
@@ -327,25 +326,26 @@ def _crop_warp(before: Face, face: Face) -> np.ndarray:
     if face.motion is None:
         return OUTSIDE
     to_before = np.linalg.inv(np.vstack([face.motion, [0, 0, 1]]))
-    warp = np.linalg.inv(_from_edges(before.box)) @ to_before @ _from_edges(face.box)
+    warp = np.linalg.inv(_from_edges(before)) @ to_before @ _from_edges(face)
     return warp[:2].astype(np.float32)
 
 
-def _from_edges(box: Box) -> np.ndarray:
+def _from_edges(face: Face) -> np.ndarray:
     """float64 [3, 3], from (x, y) in a crop, -1 to 1 from edge to edge, to frame pixels, whole at their centres."""
-    y1, y2, x1, x2 = box
-    return np.array(
-        [[(x2 - x1) / 2, 0, (x1 + x2 - 1) / 2], [0, (y2 - y1) / 2, (y1 + y2 - 1) / 2], [0, 0, 1]], dtype=np.float64
-    )
+    y1, y2, x1, x2 = face.box
+    height, width = y2 - y1, x2 - x1
+    to_box = np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]])
+    return np.asarray(face.crop_to_frame @ to_box)
 
 
 def mouth_area(face: Face, height: int, width: int) -> np.ndarray:
     """bool [height, width], of a crop of this size: around the lips, or where they may be without landmarks."""
     y1, y2, x1, x2 = face.box
-    if face.landmarks is None:
+    landmarks = face.crop_landmarks
+    if landmarks is None:
         lips = MOUTH_REGION * (width, height)
     else:
-        lips = (face.landmarks[48:68] - (x1, y1)) * (width / (x2 - x1), height / (y2 - y1))
+        lips = landmarks[48:68] * (width / (x2 - x1), height / (y2 - y1))
     return near_lips(np.rint(lips).astype(np.int32), height, width)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from face_detection.tracks import FaceTrack
 from guided_diffusion.streams import Item
-from guided_diffusion.tfg_data_util import crop_box
+from guided_diffusion.tfg_data_util import face_crop
 from guided_diffusion.video_util import Order, VideoSource, ordered_frames, source_index
 
 
@@ -72,7 +72,7 @@ class Playback:
         source = self._with_face(index)
         face = self.track.face(source, index=0, is_cut=False)
         assert face is not None
-        return crop_box(self.source_frame(source), face.box)
+        return face_crop(self.source_frame(source), face)
 
     def shot_picture(self, index: int) -> np.ndarray:
         """The first frame of the source's shot that output frame `index` shows, uint8 [H, W, 3], decoded anew."""

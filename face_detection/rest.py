@@ -50,8 +50,8 @@ class RestPictures:
         if source < 0 or face.landmarks is None:
             return crop
         y1, y2, x1, x2 = face.box
-        to_box = head_similarity(self._landmarks[source], face.landmarks)
-        to_box[:, 2] -= x1, y1
+        to_face = np.vstack([head_similarity(self._landmarks[source], face.landmarks), (0, 0, 1)])
+        to_box = (np.linalg.inv(face.crop_to_frame) @ to_face)[:2]
         rest = cv2.warpAffine(self._frame(source), to_box, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REPLICATE)
         height, width = crop.shape[:2]
         rest = resize_crop(rest, height, width)

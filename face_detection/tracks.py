@@ -229,6 +229,9 @@ class FaceTrack:
     motion: np.ndarray | None = None
     """float32 [F, 2, 3], the head's movement, from pixels (x, y) of the frame before to this one's; NaN where unknown.
     None when it was not asked for: `with_motion`."""
+    placements: np.ndarray | None = None
+    """float32 [F, 2, 3], how the crops lie in the frames (`Face.placement`), NaN where there is no face. None when they
+    are what the boxes show: `stable_crop.stable_crops`."""
 
     def face(self, source: int, index: int, is_cut: bool, last: int | None = None) -> Face | None:
         """The face in a source frame, shown as output frame `index`, with which a shot may begin.
@@ -240,7 +243,8 @@ class FaceTrack:
         y1, y2, x1, x2 = (int(v) for v in self.boxes[source])
         landmarks = None if self.landmarks is None else self.landmarks[source]
         motion = None if last is None or is_cut else self.motion_between(last, source)
-        return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion)
+        placement = None if self.placements is None else self.placements[source]
+        return Face(index, (y1, y2, x1, x2), landmarks, is_cut, motion, placement)
 
     @property
     def goes_on(self) -> np.ndarray:
@@ -298,6 +302,7 @@ class FaceTrack:
             "boxes": (np.int64, (frames, 4)),
             "landmarks": (np.float32, (frames, 68, 2)),
             "motion": (np.float32, (frames, 2, 3)),
+            "placements": (np.float32, (frames, 2, 3)),
         }
         flags = (np.bool_, (frames,))
         arrays = {name: value for name, value in vars(self).items() if value is not None}
@@ -381,7 +386,7 @@ def build_track(
     boxes = np.zeros((len(usable), 4), dtype=np.int64)
     for frame in np.flatnonzero(shown):
         boxes[frame] = _padded_box(corners[frame].tolist(), pads, faces.size)
-    for run in _runs(shown, cuts):
+    for run in runs(shown, cuts):
         # with the frames whose mouth is outside: ending before them, the smoothing would hold a moving box back
         boxes[run] = smooth_boxes(boxes[run], smooth_window)
     boxes[~has_face] = 0
@@ -472,7 +477,7 @@ def smooth_landmarks(track: FaceTrack) -> FaceTrack:
         return track
     landmarks = track.landmarks.copy()
     reach = len(LANDMARK_WINDOW) // 2
-    for run in _runs(track.has_face, track.is_cut):
+    for run in runs(track.has_face, track.is_cut):
         for position, frame in enumerate(run):
             side = min(reach, position, len(run) - 1 - position)
             weights = LANDMARK_WINDOW[reach - side : reach + side + 1]
@@ -723,7 +728,7 @@ def _carry(
     :return: bool [F], the rows that were filled: the movement is known from a trusted row on.
     """
     filled = np.zeros_like(trusted)
-    for run in _runs(shown, is_cut | _is_unknown(motion)):
+    for run in runs(shown, is_cut | _is_unknown(motion)):
         known = trusted[run]
         wanted = [frame for frame in run if not trusted[frame]]
         if not known.any() or not wanted:
@@ -746,7 +751,7 @@ def _carry(
 def _jumps(landmarks: np.ndarray, shown: np.ndarray, is_cut: np.ndarray, motion: np.ndarray) -> np.ndarray:
     """bool [F]: the frames whose landmarks jump, see JUMP."""
     jumps = np.zeros_like(shown)
-    for run in _runs(shown, is_cut | _is_unknown(motion)):
+    for run in runs(shown, is_cut | _is_unknown(motion)):
         points = _in_head(landmarks[run, RIGID], _poses(motion[run]))
         found = ~np.isnan(points).any(axis=(1, 2))
         for position in np.flatnonzero(found):
@@ -804,7 +809,7 @@ def _padded_box(corners: Corners, pads: Pads, size: tuple[int, int]) -> Box:
     )
 
 
-def _runs(has_face: np.ndarray, is_cut: np.ndarray) -> Iterator[list[int]]:
+def runs(has_face: np.ndarray, is_cut: np.ndarray) -> Iterator[list[int]]:
     """The frames of each run of consecutive frames with a face in one shot."""
     run = np.cumsum(is_cut | ~has_face)
     for _, frames in groupby(np.flatnonzero(has_face).tolist(), key=lambda frame: run[frame]):

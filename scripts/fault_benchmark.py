@@ -28,7 +28,7 @@ from guided_diffusion.networks import load_sampler
 from guided_diffusion.options import Options
 from guided_diffusion.sampling import Crops, DiffusionSampler, Retrying, SampleBatch, of_rows
 from guided_diffusion.streams import Item
-from guided_diffusion.tfg_data_util import crop_box, to_levels
+from guided_diffusion.tfg_data_util import crop_in_frame, face_crop, to_levels
 from post_processing import at_box, composite, generated_alpha
 
 FPS = 25
@@ -114,7 +114,8 @@ def seamed(items: Sequence[Item], random: Random) -> list[Item]:
         moved = changed(item, lambda crop: np.roll(crop, shift, axis=1))
         crop = at_box(moved)
         alpha = generated_alpha(item, crop.shape[:2], HIDDEN, 0)
-        pasted.append(replace(moved, picture=composite(item.frame, crop, face.box, alpha)))
+        shown = crop_in_frame(face, crop, alpha, item.frame.shape)
+        pasted.append(replace(moved, picture=composite(item.frame, *shown)))
     return pasted
 
 
@@ -148,7 +149,7 @@ def flagged(faults: Sequence[Fault]) -> set[int]:
 def save_sheet(path: Path, items: Sequence[Item], frames: Sequence[int]) -> None:
     """A row of faces: of these frames, and above them the sources'."""
     faces = [
-        [cv2.resize(crop_box(picture, item.face.box), (160, 200)) for picture in (item.frame, item.picture)]
+        [cv2.resize(face_crop(picture, item.face), (160, 200)) for picture in (item.frame, item.picture)]
         for item in (items[frame] for frame in frames)
         if item.face is not None and item.picture is not None
     ]
@@ -209,7 +210,7 @@ def load(checkpoint: str) -> DiffusionSampler:
 
 def batch_of(items: Sequence[Item], mel: np.ndarray, hparams: HParams) -> SampleBatch:
     faces = [item.face for item in items if item.face is not None]
-    crops = [crop_box(item.frame, face.box) for item, face in zip(items, faces, strict=True)]
+    crops = [face_crop(item.frame, face) for item, face in zip(items, faces, strict=True)]
     mels = np.stack([mel_window(mel, face.index, FPS, hparams) for face in faces])
     return SampleBatch(faces[0].index, faces, crops, crops, mels)
 

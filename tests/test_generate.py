@@ -325,6 +325,8 @@ def test_booleans(text: str) -> None:
         (["--flow_guidance", "1.5"], "from 0 to 1"),
         (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
         (["--silence_gate", "1"], "give --is_voxceleb2 False"),
+        (["--stable_crop", "True"], "give --is_voxceleb2 False"),
+        (["--stable_crop", "True", "--is_voxceleb2", "False"], "give --blur_kernel_size 15 or --landmark_mask"),
         (["--timestep_respacing", "", "--quality_preset", "best"], "choose from turbo, fast, balanced, high, ultra"),
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
@@ -475,7 +477,7 @@ AFFECTS = {
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
         "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True, "retry_flagged": 2,
-        "silence_gate": 0.5,
+        "silence_gate": 0.5, "stable_crop": True,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -489,7 +491,7 @@ AFFECTS = {
     },
 }  # fmt: skip
 DRAWN_BY_LANDMARKS = ("landmark_mask", "color_match")
-SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking", "retry_flagged", "silence_gate")
+SAMPLED_BY_LANDMARKS = ("flow_guidance", "motion_tracking", "stable_crop", "retry_flagged", "silence_gate")
 
 
 @dataclass(frozen=True)
@@ -706,6 +708,9 @@ def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path)
         assert left < its_left < its_right < right
     assert of_lips[0][0] < of_lips[1][0]
     assert len(list((tmp_path / "work").glob("samples-*"))) == 1
+    steady = result_of([*flags, "--landmark_mask", "True", "--adaptive_mask", "True", "--stable_crop", "True"])
+    assert np.abs(steady - result).max() <= 6  # in a still picture the box stands still anyway
+    assert len(list((tmp_path / "work").glob("samples-*"))) == 2
 
 
 def test_the_mouth_rests_in_silence_and_speaks_as_before_elsewhere(

@@ -272,3 +272,20 @@ def test_spoilt_frames_are_mended_and_the_same_when_a_batch_is_made_again(
     (lost,) = (tmp_path / "work").glob("samples-*/000005.npy")
     lost.unlink()
     np.testing.assert_array_equal(result_of(retried), result)
+
+
+def test_crops_are_placed_when_asked_for_by_boxes_that_are_not_smoothed_before(video: Path) -> None:
+    """Smoothed as upstream the box would grow two frames early, and smoothed once more."""
+
+    class Growing:
+        def detect(self, images: list[np.ndarray], with_landmarks: bool) -> list[list[Detection]]:
+            del with_landmarks
+            return [[Detection((20.0, 20.0, 100.0, 100.0 + 5 * k), 1.0, None)] for k in range(len(images))]
+
+    options = Options(video_path="v", audio_path="a", model_path="m", is_voxceleb2=False, blur_kernel_size=15)
+    tools = Tools(ModelConfig(), black, 10, Growing(), {}, {}, Ranks())  # type: ignore[arg-type]
+    clip = Clip(open_video(str(video)), np.zeros((80, 400), np.float32), DEFAULT, Fraction(2), 9)
+    for stable, ends in ((False, 110 + 5 * np.arange(5)), (True, 100 + 5 * np.arange(9))):
+        track = find_track(clip, replace(options, stable_crop=stable), tools, None, Ranks(), Timings())
+        assert (track.placements is not None) == stable
+        np.testing.assert_allclose(track.boxes[: len(ends), 1], ends, atol=1)

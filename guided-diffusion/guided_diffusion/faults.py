@@ -28,7 +28,7 @@ from .lip_util import (
 from .sampling import SampleBatch
 from .seam_util import box_contour, mask_contour, seam_ratio
 from .streams import Face, Item
-from .tfg_data_util import crop_box, inside_frame, resize_crop
+from .tfg_data_util import face_crop, inside_frame, resize_crop
 
 # ------------------------------------------------------------------------------------------------ measures of a face
 
@@ -59,9 +59,10 @@ def lab_at(crop: np.ndarray, size: int) -> np.ndarray:
 
 def source_lips(face: Face) -> np.ndarray | None:
     """The source's lips, float [20, 2], (x, y) in pixels of the box, where its landmarks are known."""
-    if face.landmarks is None or not np.isfinite(face.landmarks[LIP]).all():
+    landmarks = face.crop_landmarks
+    if landmarks is None or not np.isfinite(landmarks[LIP]).all():
         return None
-    return face.landmarks[LIP] - np.array([face.box[2], face.box[0]])
+    return landmarks[LIP]
 
 
 def mouth_at(face: Face, size: int) -> np.ndarray:
@@ -130,10 +131,9 @@ def measure_lips(lips: np.ndarray | None, face: Face) -> dict[str, float]:
         return dict.fromkeys(LIP_MEASURES, np.nan)
     y1, y2, x1, x2 = face.box
     nose, eyes = np.array([0.5 * (x2 - x1), 0.6 * (y2 - y1)]), 0.4 * (x2 - x1)
-    if source_lips(face) is not None:
-        assert face.landmarks is not None
-        nose = face.landmarks[NOSE] - (x1, y1)
-        eyes = max(1.0, inter_ocular_distance(face.landmarks))
+    landmarks = face.crop_landmarks
+    if landmarks is not None and np.isfinite(landmarks).all():
+        nose, eyes = landmarks[NOSE], max(1.0, inter_ocular_distance(landmarks))
     x, y = (lips[:7].mean(axis=0) - nose) / eyes
     relative_width = np.log(max(mouth_width(lips), 1.0) / eyes)
     return dict(zip(LIP_MEASURES, (calculate_mouth_opening(lips), relative_width, x, y), strict=True))
@@ -432,7 +432,7 @@ class FaultMeter:
     def _measure(self, item: Item, face: Face) -> dict[str, float]:
         assert item.picture is not None
         size = item.crop_size or DEFAULT_SIZE
-        shown, source = (crop_box(frame, face.box) for frame in (item.picture, item.frame))
+        shown, source = (face_crop(frame, face) for frame in (item.picture, item.frame))
         lips = item.lips
         if lips is None and self.lip_landmarks is not None:
             lips = self.lip_landmarks([shown])[0]

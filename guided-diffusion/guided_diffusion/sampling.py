@@ -20,7 +20,7 @@ from .script_util import ModelConfig
 from .store import ChunkStore
 from .streams import Face, Item
 from .tfg_data_util import (
-    crop_box,
+    face_crop,
     resize_crop,
     sample_to_crops,
     sampling_noise,
@@ -45,7 +45,7 @@ class SampleBatch:
 
     :param first: the output frame that the batch begins with; it seeds what a sampler draws.
     :param faces: of frames that have one.
-    :param crops: the source's, uint8 [h, w, 3], each of its face's box.
+    :param crops: the source's, uint8 [h, w, 3], `face_crop` of each.
     :param references: another picture of the same person for each, uint8 [h, w, 3].
     :param mels: float32 [N, audio_dim, window_steps].
     :param context: so many of the first faces belong to the batch before: they are sampled along and thrown away.
@@ -150,7 +150,7 @@ def _sample_batch(
             break
         context.insert(0, previous)
     pairs = [(item, item.face) for item in (*context, *shown) if item.face is not None]
-    crops = [crop_box(item.frame, face.box) for item, face in pairs]
+    crops = [face_crop(item.frame, face) for item, face in pairs]
     return SampleBatch(
         first,
         faces=[face for _, face in pairs],

@@ -38,6 +38,9 @@ class Face:
     :param is_cut: a shot begins here: what a stage remembers ends.
     :param motion: float32 [2, 3], the head's movement from the previous frame's pixels to this one's; None when it was
         not asked for or cannot be told.
+    :param placement: float32 [2, 3], how the crop lies in the frame, to fractions of a pixel and maybe turned: from
+        pixels (x, y) of the crop at its box's size to the frame's. The box is then where it would lie upright, in whole
+        pixels. None: the crop is what the box shows.
     """
 
     index: int
@@ -45,6 +48,22 @@ class Face:
     landmarks: np.ndarray | None = None
     is_cut: bool = False
     motion: np.ndarray | None = None
+    placement: np.ndarray | None = None
+
+    @property
+    def crop_to_frame(self) -> np.ndarray:
+        """float64 [3, 3], from pixels (x, y) of the crop at its box's size to the frame's."""
+        y1, _, x1, _ = self.box
+        placement = ((1, 0, x1), (0, 1, y1)) if self.placement is None else self.placement
+        return np.vstack([placement, (0, 0, 1)]).astype(np.float64)
+
+    @property
+    def crop_landmarks(self) -> np.ndarray | None:
+        """float64 [68, 2], the landmarks in pixels of the crop at its box's size."""
+        if self.landmarks is None:
+            return None
+        to_crop = np.linalg.inv(self.crop_to_frame)
+        return np.asarray(self.landmarks @ to_crop[:2, :2].T + to_crop[:2, 2])
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Item:
 
     :param frame: the source, RGB uint8 [H, W, 3].
     :param face: None: the frame passes through.
-    :param crop: what was generated for the face's box, RGB float32 [h, w, 3] in [0, 1], of any size.
+    :param crop: what was generated for the face's crop, RGB float32 [h, w, 3] in [0, 1], of any size.
     :param crop_size: height and width in pixels of the crop as the network made it; it may differ from shot to shot.
     :param cast: what the crop lacks to have its frame's colours, where a stage has measured it.
     :param lips: the generated lips, float32 [20, 2], (x, y) in pixels of the crop at its box's size, where a stage has

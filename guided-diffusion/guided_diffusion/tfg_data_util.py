@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .dist_util import to_device
-from .streams import Box
+from .streams import Box, Face
 
 
 def lower_half_mask(B: int, H: int, W: int, face_hide_percentage: float) -> Tensor:
@@ -101,6 +101,52 @@ def crop_box(frame: np.ndarray, box: Box) -> np.ndarray:
         return frame[y1:y2, x1:x2]
     rows, columns = np.arange(y1, y2).clip(0, frame.shape[0] - 1), np.arange(x1, x2).clip(0, frame.shape[1] - 1)
     return frame[rows[:, None], columns]
+
+
+def face_crop(frame: np.ndarray, face: Face) -> np.ndarray:
+    """What the frame shows of a face, uint8 [h, w, 3] of its box's size: of a placed one upright, else `crop_box`.
+
+    :param frame: RGB uint8 [H, W, 3].
+    """
+    if face.placement is None:
+        return crop_box(frame, face.box)
+    y1, y2, x1, x2 = face.box
+    return cv2.warpAffine(
+        frame, face.placement, (x2 - x1, y2 - y1), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+
+
+def crop_in_frame(
+    face: Face, crop: np.ndarray, alpha: np.ndarray, size: tuple[int, ...]
+) -> tuple[np.ndarray, Box, np.ndarray]:
+    """A crop as it lies in a frame of this (height, width, ...), in which box, and its alpha there.
+
+    :param crop: RGB uint8 [h, w, 3] of any size: what `face_crop` cuts out, changed. A placed one is interpolated once,
+        linearly as by `resize_crop`; cubically if it has its box's size already, where linear would blur its detail.
+    :param alpha: float32 [H, W] of the size of the face's box; beside it, it is 0.
+    """
+    height, width = alpha.shape
+    if face.placement is None:
+        return resize_crop(crop, height, width), face.box, alpha
+    corners = np.array([(-1, -1), (width, -1), (-1, height), (width, height)]) @ face.placement[:, :2].T
+    left, top = np.floor(corners.min(axis=0) + face.placement[:, 2]).astype(int)
+    right, bottom = np.ceil(corners.max(axis=0) + face.placement[:, 2]).astype(int) + 1
+    y1, y2, x1, x2 = box = visible_box((top, bottom, left, right), size)
+    if y1 == y2 or x1 == x2:
+        return crop[:0, :0], (y1, y1, x1, x1), alpha[:0, :0]
+    to_box = face.crop_to_frame[:2] - ((0, 0, x1), (0, 0, y1))
+    from_crop = to_box @ enlarging(crop.shape, alpha.shape)
+    method = cv2.INTER_CUBIC if crop.shape[:2] == alpha.shape else cv2.INTER_LINEAR
+    size_there = x2 - x1, y2 - y1
+    shown = cv2.warpAffine(crop, from_crop, size_there, flags=method, borderMode=cv2.BORDER_REPLICATE)
+    return shown, box, cv2.warpAffine(alpha, to_box, size_there)
+
+
+def enlarging(size: tuple[int, ...], to: tuple[int, ...]) -> np.ndarray:
+    """float64 [3, 3], from pixels (x, y) of a picture of one (height, width, ...) to those of it resized to another."""
+    y_scale, x_scale = to[0] / size[0], to[1] / size[1]
+    return np.array([[x_scale, 0, (x_scale - 1) / 2], [0, y_scale, (y_scale - 1) / 2], [0, 0, 1]])
 
 
 def to_tensor(crops: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
