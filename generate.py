@@ -38,6 +38,7 @@ from face_detection.tracks import (
     with_motion,
 )
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
+from guided_diffusion.dry_run import Work, dry_run, impatient
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
@@ -112,8 +113,9 @@ def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     video = open_video(job.video_path, options.video_fps)
     check_size(job.video_path, video.width, video.height)
+    denoise = "none" if options.dry_run else options.denoise_audio  # a plan has no time for it
     prepare = partial(
-        preprocess, denoise=options.denoise_audio, strength=options.denoise_strength, compress=options.compress_audio
+        preprocess, denoise=denoise, strength=options.denoise_strength, compress=options.compress_audio
     )
     analysis = analysis_for(hparams, options.audio_preset)
     mel, seconds = speech_mel(job.audio_path, hparams, options.pad_audio, prepare, analysis)
@@ -259,9 +261,10 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
 
 def make_guide(options: Options, diffusion: GaussianDiffusion) -> Guide | None:
     """What the options let guide the sampling, or None."""
-    if not options.flow_guidance:
-        return None
-    return partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
+    guide = None
+    if options.flow_guidance:
+        guide = partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
+    return impatient(guide, diffusion) if options.dry_run else guide
 
 
 def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: bool) -> Sampler:
@@ -289,6 +292,11 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     timings = Timings()
     clip = open_clip(job, options, front_end(tools.config))
     ranks = tools.ranks if not options.generate_from_filelist else Ranks()
+    if options.dry_run and ranks.rank > 0:
+        return None
+    if options.dry_run:
+        stages = build_stages(options, tools.detector, tools.resolver)
+        return dry_run(Work(job, options, clip, tools, stages, timings.total()))
     files = None if options.work_dir is None else work_files(job, options, tools)
     track = find_track(clip, options, tools, files, ranks, timings)
     playback = Playback(

@@ -129,6 +129,7 @@ class Options:
     adaptive_mask: bool = flag(False, "the margin around the lips grows as the mouth opens", "output")
 
     work_dir: str | None = flag(None, "keep faces and samples here: continue after a kill, composite anew", "run")
+    dry_run: bool = flag(False, "only say in seconds what would be done: who is followed, how long it takes", "run")
     stats: str | None = flag(None, "write times, memory, versions and options to this JSON file", "run")
 
     def __post_init__(self) -> None:
