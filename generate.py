@@ -40,6 +40,7 @@ from face_detection.tracks import (
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.dry_run import Work, dry_run, impatient
 from guided_diffusion.errors import InputError
+from guided_diffusion.faults import CropJudge
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
@@ -49,6 +50,7 @@ from guided_diffusion.sampling import (
     ByResolution,
     Crops,
     Guide,
+    Retrying,
     SampleBatch,
     Sampler,
     StoredSampler,
@@ -284,6 +286,14 @@ def job_sampler(options: Options, tools: Tools, playback: Playback, is_told: boo
     return ByResolution(lambda batch: samplers[of_frames[playback.source(batch.first)]])
 
 
+def with_retries(sampler: Sampler, options: Options, detector: FaceAlignment | None) -> Sampler:
+    """The sampler, which tries faulty frames again where the options say so."""
+    if not options.retry_flagged:
+        return sampler
+    judge = CropJudge(detector.lip_landmarks if detector else None, options.face_hide_percentage)
+    return Retrying(sampler, judge, options.retry_flagged)
+
+
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     """Make one result. With several ranks on one job all call it: each samples a part, and rank 0 composites beside.
 
@@ -307,7 +317,8 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     batch_size = tools.batch_size
     batches = plan_batches(playback.n_output, batch_size, playback.shot_starts)
     first, last = (len(batches) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
-    sampler = timed(job_sampler(options, tools, playback, is_told=ranks.rank == 0), timings)
+    sampler = with_retries(job_sampler(options, tools, playback, is_told=ranks.rank == 0), options, tools.detector)
+    sampler = timed(sampler, timings)
     if files is not None:
         of_others = {batch.start for batch in (*batches[:first], *batches[last:])}
         sampler = StoredSampler(sampler, ChunkStore(files.samples), of_others)

@@ -1,17 +1,18 @@
 """What happens to a generated crop on its way into the frame, and how well the composite fits into it."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import skimage.color
 from skimage.metrics import structural_similarity
 
-from face_detection.api import LIP
 from face_detection.lip_metrics import landmark_distance, mouth_opening
+from guided_diffusion.lip_util import LIP, LipLandmarks, calculate_mouth_opening, mouth_width
+from guided_diffusion.seam_util import box_contour, mask_contour, seam_ratio
 from guided_diffusion.streams import Box, Face, Item, Stage
 from guided_diffusion.tfg_data_util import Slices, create_gradient_mask, inside_frame, resize_crop, to_levels
 from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
@@ -132,24 +133,6 @@ def create_lip_mask(face_shape: tuple[int, ...], lip_landmarks: np.ndarray, expa
     return mask
 
 
-def mouth_width(lip_landmarks: np.ndarray) -> float:
-    """The distance of the mouth's corners (48 and 54 of 68), the largest of several mouths float [..., 20, 2]."""
-    return float(np.linalg.norm(lip_landmarks[..., 6, :] - lip_landmarks[..., 0, :], axis=-1).max())
-
-
-def calculate_mouth_opening(lip_landmarks: np.ndarray) -> float:
-    """The gap between the inner lips over the mouth's width, clamped to [0, 1].
-
-    `face_detection.lip_metrics.mouth_opening` is over the distance of the eyes: steadier, but not known from lips.
-
-    :param lip_landmarks: float [20, 2], (x, y), iBUG 48:68.
-    :return: 0 for a closed mouth (or one without any width), about 0.5 for an open one.
-    """
-    gap = float(np.linalg.norm(lip_landmarks[17:20].mean(axis=0) - lip_landmarks[13:16].mean(axis=0)))
-    width = mouth_width(lip_landmarks)
-    return min(gap / width, 1.0) if width > 0 else 0.0
-
-
 OPEN_GROWTH = 1.5
 """By how many times itself the margin around the lips grows for an opening of 1."""
 
@@ -161,10 +144,6 @@ def adaptive_mask_size(base_expansion: float, mouth_opening: float) -> float:
     :param mouth_opening: in [0, 1], see `calculate_mouth_opening`.
     """
     return 1 + (base_expansion - 1) * (1 + OPEN_GROWTH * mouth_opening)
-
-
-LipLandmarks = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray | None]]
-"""Face crops RGB uint8 [h, w, 3] -> the lip landmarks of each, float32 [20, 2] in its pixels, or None."""
 
 
 def find_lips(items: list[Item], lip_landmarks: LipLandmarks) -> list[Item]:
@@ -293,78 +272,6 @@ def sharpen(crop: np.ndarray, face: Face, sharpening_strength: float, face_hide_
 
 
 # ------------------------------------------------------------------------------------------ measures of a composite
-
-
-class Edge(NamedTuple):
-    """A straight piece of a contour between two rows or columns of pixels: before the one with number `position`."""
-
-    direction: Literal["horizontal", "vertical"]
-    position: int
-    """Row of the pixels below a horizontal edge, column of the pixels to the right of a vertical one."""
-    start: int
-    stop: int
-    """The columns (rows of a vertical edge) that it passes, half open."""
-
-
-def mask_contour(box: Box, face_hide_percentage: float = 0.5) -> list[Edge]:
-    """Where what the network generated meets what it was given: the upper edge of the hidden part of the box.
-
-    Enlarging a crop n times spreads a step there over n rows.
-    """
-    y1, y2, x1, x2 = box
-    return [Edge("horizontal", y1 + int((1 - face_hide_percentage) * (y2 - y1)), x1, x2)]
-
-
-def box_contour(box: Box) -> list[Edge]:
-    """The left, right and bottom sides of the box, which a plain paste leaves hard."""
-    y1, y2, x1, x2 = box
-    return [Edge("vertical", x1, y1, y2), Edge("vertical", x2, y1, y2), Edge("horizontal", y2, x1, x2)]
-
-
-# METHODS: Seams and blending. The steps next to the contour (1 and 2) belong to neither: chroma subsampling and the
-# enlarging of the crop smear a seam over them.
-SEAM_DISTANCES = (-6, -5, -4, -3, 3, 4, 5, 6)
-
-ROUNDING_STEP = 1 / 3
-"""Mean difference of two neighbours that rounding to whole levels alone makes."""
-
-
-def seam_ratio(frame: np.ndarray, contour: list[Edge]) -> float:
-    """How much steeper the picture is across a contour than beside it (METHODS: Seams and blending).
-
-    With J_d the mean absolute difference of the two pixels on either side of the contour moved by d pixels:
-    (J_0 + e) / (mean of J_3..6 and J_-3..-6 + e). e, ROUNDING_STEP, keeps it defined in flat pictures, where it is 1.
-    A picture's own structure counts too: divide by the same on the source frame.
-
-    :param frame: RGB uint8 [H, W, 3].
-    :param contour: edges in frame pixels; what is on the frame's border or beyond has no other side and does not
-        count.
-    :return: about 1 without a seam; NaN when no edge counts.
-    """
-    inside = [edge for edge in contour if 0 < edge.position < _across(frame, edge).shape[0]]
-    across = [_steps(frame, edge, 0) for edge in inside]
-    beside = [_steps(frame, edge, distance) for edge in inside for distance in SEAM_DISTANCES]
-    return (_mean(across) + ROUNDING_STEP) / (_mean(beside) + ROUNDING_STEP)
-
-
-def _across(frame: np.ndarray, edge: Edge) -> np.ndarray:
-    """The part of the frame that the edge passes, with the axis across the edge first."""
-    along = slice(max(0, edge.start), max(0, edge.stop))
-    return frame[:, along] if edge.direction == "horizontal" else frame[along].swapaxes(0, 1)
-
-
-def _steps(frame: np.ndarray, edge: Edge, distance: int) -> np.ndarray:
-    """Absolute differences, int16 [n, 3], across the edge moved by `distance` pixels; none outside the frame."""
-    pixels = _across(frame, edge)
-    after = edge.position + distance
-    if not 0 < after < len(pixels):
-        return np.empty((0, 3), np.int16)
-    return np.abs(pixels[after].astype(np.int16) - pixels[after - 1])
-
-
-def _mean(parts: list[np.ndarray]) -> float:
-    """NaN without any."""
-    return float(np.concatenate(parts).mean()) if sum(part.size for part in parts) else float("nan")
 
 
 def ring_delta_e(frame: np.ndarray, box: Box) -> float:

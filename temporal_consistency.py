@@ -19,6 +19,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, X0Fn
+from guided_diffusion.lip_util import MOUTH_REGION, near_lips
 from guided_diffusion.sampling import SampleBatch
 from guided_diffusion.streams import Box, Face, Item, Stage, in_windows
 from guided_diffusion.tfg_data_util import inside_frame, lower_half_mask
@@ -39,7 +40,6 @@ MAX_MEDIAN_RESIDUAL = 0.75  # px
 MIN_FLOW_SIDE = 16  # px: in smaller pictures OpenCV 5.0's DIS gives NaN, raises, or ends the process (tried: 8 to 15)
 
 FLICKER_FILTER = np.array([1, -4, 6, -4, 1], dtype=np.float32) / 16
-LIP_MARGIN = 0.05  # of the box's height, around the lips' hull
 
 
 def head_motion(previous: np.ndarray, current: np.ndarray, box: Box) -> np.ndarray | None:
@@ -255,9 +255,6 @@ GUIDED_STEPS = 1
 DISAGREEMENT = 0.047
 """Of colours in [-1, 1], 6 levels: where the texture differs by this much, its share is 1/e of the full one."""
 
-MOUTH_REGION = np.array([(0.25, 0.62), (0.75, 0.62), (0.75, 0.92), (0.25, 0.92)])
-"""Corners (x, y), in a box of 1 x 1, of where lips may be that nobody has looked for."""
-
 ALL = 0.999  # of what is interpolated between ones
 OUTSIDE = np.array([(0, 0, 2), (0, 0, 2)], dtype=np.float32)  # of every crop
 
@@ -349,7 +346,7 @@ def _mouth(face: Face, height: int, width: int) -> np.ndarray:
         lips = MOUTH_REGION * (width, height)
     else:
         lips = (face.landmarks[48:68] - (x1, y1)) * (width / (x2 - x1), height / (y2 - y1))
-    return _near_lips(np.rint(lips).astype(np.int32), height, width)
+    return near_lips(np.rint(lips).astype(np.int32), height, width)
 
 
 # ------------------------------------------------------------------------------------------------------- measures
@@ -559,19 +556,11 @@ def _measure_flicker(window: list[_Tracked], lips: np.ndarray) -> np.ndarray:
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderValue=(np.nan, np.nan),  # pixels that one of the frames does not show drop out
         )
-    usable = ~np.isnan(second).any(axis=2) & ~_near_lips(lips - np.array([x1, y1], dtype=np.int32), height, width)
+    usable = ~np.isnan(second).any(axis=2) & ~near_lips(lips - np.array([x1, y1], dtype=np.int32), height, width)
     usable[: height // 2] = False
     if not usable.any():
         return np.full((2, 2), np.nan)
     return np.stack([second[usable].mean(axis=0), second[usable].std(axis=0)], axis=1)
-
-
-def _near_lips(lips: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool [height, width]: the hull of lips int32 [20, 2] and LIP_MARGIN around it."""
-    mouth = np.zeros((height, width), dtype=np.uint8)
-    cv2.fillConvexPoly(mouth, cv2.convexHull(lips), 1)
-    reach = round(LIP_MARGIN * height)
-    return cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
 
 
 def _follow(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:

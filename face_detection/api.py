@@ -25,14 +25,12 @@ import numpy as np
 import torch
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.lip_util import LIP
 from guided_diffusion.options import DETECTORS
 from guided_diffusion.store import file_digest
 
 MIN_FACE_SIDE = 8
 """A box with a side of fewer pixels than this is not a face that anything can be done with."""
-
-LIP = slice(48, 68)
-"""The lip's points among the 68 (iBUG order)."""
 
 SAME_PERSON = 0.6
 """Two faces whose descriptors are less than this apart are one person's, see `FaceIdentity`."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.lip_util import opening_correlation
 
 from .api import LIP
 
@@ -108,13 +109,13 @@ def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | 
 
     n = len(opening)
     correlations = {
-        lag: _correlation(opening[max(0, -lag) : n - max(0, lag)], envelope[max(0, lag) : n - max(0, -lag)])
+        lag: opening_correlation(opening[max(0, -lag) : n - max(0, lag)], envelope[max(0, lag) : n - max(0, -lag)])
         for lag in range(-MAX_LAG, MAX_LAG + 1)
     }
     lag, peak = max(correlations.items(), key=lambda item: item[1])
     wrong = np.arange(MAX_LAG + 1, n - MAX_LAG)
     wrong = wrong[:: -(-len(wrong) // MAX_SHIFTS)]
-    chance = np.array([_correlation(opening, np.roll(envelope, shift)) for shift in wrong])
+    chance = np.array([opening_correlation(opening, np.roll(envelope, shift)) for shift in wrong])
     return SyncScore(
         peak_r=peak,
         lag_frames=lag,
@@ -130,11 +131,3 @@ def _inter_ocular_distance(landmarks: np.ndarray) -> float:
 
 def _complex(landmarks: np.ndarray) -> np.ndarray:
     return landmarks.astype(np.float64) @ np.array([1, 1j])
-
-
-def _correlation(opening: np.ndarray, envelope: np.ndarray) -> float:
-    """Pearson's r over the frames with a face, 0 where one of the two is constant."""
-    faces = np.isfinite(opening)
-    a, b = (values[faces] - values[faces].mean() for values in (opening, envelope))
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm > 0 else 0.0

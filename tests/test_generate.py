@@ -34,10 +34,19 @@ from generate import Clip, Tools, WorkFiles, build_stages, find_track, load_tool
 from guided_diffusion import networks, streams
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.errors import InputError
+from guided_diffusion.faults import CropJudge
 from guided_diffusion.jobs import Job
 from guided_diffusion.logger import Timings
 from guided_diffusion.options import Options, create_argparser, parse_options
-from guided_diffusion.sampling import Crops, DiffusionSampler, SampleBatch, Sampler, generate_crops, plan_batches
+from guided_diffusion.sampling import (
+    Crops,
+    DiffusionSampler,
+    Retrying,
+    SampleBatch,
+    Sampler,
+    generate_crops,
+    plan_batches,
+)
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, create_model, model_config
 from guided_diffusion.streams import Box, Face, Item, Stages, per_face
 from guided_diffusion.video_util import open_video, source_index
@@ -624,7 +633,7 @@ AFFECTS = {
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
         "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
-        "audio_preset": "enhanced", "mouth_gain": 6.0,
+        "audio_preset": "enhanced", "mouth_gain": 6.0, "retry_flagged": 2,
     },
     "nothing stored": {
         "video_path": "copy.mp4", "audio_path": "copy.wav", "model_path": "copy.pt", "model_path_256": "256.pt",
@@ -671,13 +680,13 @@ def test_every_option_changes_the_keys_of_what_depends_on_it(name: str, keyed: t
     faces, motion, samples = keys(job, options, tools)
     new_faces, new_motion, new_samples = keys(job, changed, tools)
     # landmarks are stored with the faces of other detectors than dlib; a mask's do not change the samples
-    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking")
+    by_landmarks = name in ("landmark_mask", "flow_guidance", "motion_tracking", "retry_flagged")
     assert (new_faces != faces) == (part == "faces" or by_landmarks)
     assert (new_samples != samples) == (part in ("faces", "sampling"))
     assert (new_motion != motion) == (new_samples != samples)
 
 
-@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking"])
+@pytest.mark.parametrize("name", ["landmark_mask", "flow_guidance", "motion_tracking", "retry_flagged"])
 def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, keyed: tuple[Job, Options, Tools]) -> None:
     class OtherLandmarks(Fingerprint):
         def fingerprint(self, with_landmarks: bool = False) -> dict[str, str]:
@@ -1136,3 +1145,10 @@ def test_a_second_of_a_real_clip(checkpoint: Path, speech: Path, tmp_path: Path)
     with av.open(str(out_path)) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.frames) == (1080, 1920, 22)
+
+
+def test_faulty_frames_are_tried_again_where_the_options_say_so() -> None:
+    options = Options(video_path="v", audio_path="a", model_path="m", face_hide_percentage=0.4)
+    assert generate.with_retries(black, options, None) is black
+    retrying = generate.with_retries(black, replace(options, retry_flagged=3), None)
+    assert retrying == Retrying(black, CropJudge(None, 0.4), 3)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from guided_diffusion.sampling import (
     ByResolution,
     Crops,
     DiffusionSampler,
+    Retrying,
     SampleBatch,
     Sampler,
     StoredSampler,
@@ -176,6 +177,96 @@ def test_one_reference_for_all() -> None:
     assert all(one is reference for one in seen[0])
 
 
+# --------------------------------------------------------------------------------------------------- another attempt
+
+
+class Levels:
+    """A judge of crops by their mean level: one that is 20 or more from the batch's median is faulty."""
+
+    def measures(self, batch: SampleBatch, crops: np.ndarray) -> np.ndarray:
+        assert len(batch.faces) == len(crops)
+        return crops.mean(axis=(1, 2, 3))[:, None]
+
+    def scores(self, measures: np.ndarray) -> np.ndarray:
+        return np.abs(measures - np.median(measures, axis=0))[:, 0] / 20
+
+
+@dataclass
+class Spoiling:
+    """A sampler of level-100 crops; `levels` says what else an attempt makes of a frame. It notes what it is given."""
+
+    levels: dict[tuple[int, int], int]  # (attempt, frame)
+    batches: list[SampleBatch] = field(default_factory=list)
+
+    def __call__(self, batch: SampleBatch) -> Crops:
+        self.batches.append(batch)
+        levels = [self.levels.get((batch.attempt, face.index), 100) for face in batch.faces[batch.context :]]
+        return lambda: np.stack([np.full((4, 4, 3), level, np.uint8) for level in levels])
+
+
+def levels_of(crops: np.ndarray) -> list[int]:
+    return crops[:, 0, 0, 0].tolist()
+
+
+def test_nothing_is_sampled_twice_when_nothing_is_faulty() -> None:
+    sampler = Spoiling({(0, 2): 110})
+    batch = batch_of(5)
+    assert levels_of(Retrying(sampler, Levels(), 3)(batch)()) == [100, 100, 110, 100, 100]
+    assert len(sampler.batches) == 1
+    assert sampler.batches[0] is batch
+
+
+def test_faulty_frames_alone_are_sampled_again_until_they_are_good() -> None:
+    sampler = Spoiling({(0, 11): 200, (0, 13): 0, (0, 14): 0, (1, 13): 10, (1, 14): 101, (2, 13): 105})
+    batch = batch_of(6, first=10)
+    motion = np.eye(2, 3, dtype=np.float32)
+    batch = replace(batch, faces=[replace(face, motion=motion) for face in batch.faces])
+    crops = Retrying(sampler, Levels(), 5)(batch)()
+    assert crops.dtype == np.uint8
+    assert levels_of(crops) == [100, 100, 100, 105, 101, 100]
+    first, again, third = sampler.batches
+    assert [[face.index for face in each.faces] for each in (again, third)] == [[11, 13, 14], [13]]
+    assert [each.attempt for each in sampler.batches] == [0, 1, 2]
+    assert again.first == first.first == 10
+    assert [face.motion is not None for face in again.faces] == [False, False, True]
+    for row, index in enumerate((1, 3, 4)):
+        assert again.crops[row] is batch.crops[index]
+        assert again.references[row] is batch.references[index]
+        np.testing.assert_array_equal(again.mels[row], batch.mels[index])
+
+
+def test_the_better_crop_is_kept_and_no_attempt_more_than_allowed_is_made() -> None:
+    sampler = Spoiling({(0, 1): 200, (1, 1): 250, (2, 1): 150, (3, 1): 100})
+    assert levels_of(Retrying(sampler, Levels(), 2)(batch_of(5))()) == [100, 150, 100, 100, 100]
+    assert [batch.attempt for batch in sampler.batches] == [0, 1, 2]
+
+
+def test_a_crop_that_spoils_its_neighbours_is_not_kept() -> None:
+    class Jealous(Levels):
+        def scores(self, measures: np.ndarray) -> np.ndarray:
+            return np.where(measures[2, 0] == 100, [0, 5, 0, 5, 0], super().scores(measures))
+
+    sampler = Spoiling({(0, 2): 130})
+    assert levels_of(Retrying(sampler, Jealous(), 1)(batch_of(5))()) == [100, 100, 130, 100, 100]
+    assert len(sampler.batches) == 2
+
+
+def test_context_is_neither_judged_nor_tried_again() -> None:
+    sampler = Spoiling({(0, 0): 255, (0, 3): 0})
+    assert levels_of(Retrying(sampler, Levels(), 1)(batch_of(6, context=2))()) == [100] * 4
+    assert [(len(batch.faces), batch.context) for batch in sampler.batches] == [(6, 2), (1, 0)]
+
+
+def test_what_was_mended_is_what_is_stored(tmp_path: Path) -> None:
+    spoiling = Spoiling({(0, 1): 200})
+    store = ChunkStore(tmp_path)
+    sampler = StoredSampler(Retrying(spoiling, Levels(), 1), store)
+    assert levels_of(sampler(batch_of(5))()) == levels_of(sampler(batch_of(5))()) == [100] * 5
+    assert len(spoiling.batches) == 2
+    (tmp_path / "000000.npy").unlink()
+    assert levels_of(sampler(batch_of(5))()) == [100] * 5
+
+
 # ------------------------------------------------------------------------------------------------ one of two networks
 
 
@@ -235,6 +326,8 @@ def test_a_batch_goes_to_the_sampler_that_is_chosen_and_only_that_one_is_loaded(
     for first, size in ((0, 4), (5, 4), (10, 8), (3, 4)):
         assert sampler(batch_of(2, first))().shape == (2, size, size, 3)
     assert loaded == [4, 8]
+
+
 # ------------------------------------------------------------------------------------------------------- context
 
 

@@ -106,6 +106,9 @@ class Options:
     flow_guidance: float = flag(
         0.0, "draw each frame's skin to the frame before while sampling, up to 1", "sampling", within=(0, 1)
     )
+    retry_flagged: int = flag(
+        0, "sample frames with a fault among their batch again, at most so often", "sampling", within=(0, 16)
+    )
     device: str = flag("auto", "where the network runs", "run", DEVICES)
     engine: str = flag("torch", "what runs the network", "run", ENGINES)
     precision: str = flag("auto", "auto: see --use_fp16; with openvino bfloat16 where it is fast", "run", PRECISIONS)
@@ -152,7 +155,7 @@ class Options:
 
     @property
     def samples_by_landmarks(self) -> bool:
-        return self.flow_guidance > 0 or self.motion_tracking
+        return self.flow_guidance > 0 or self.motion_tracking or self.retry_flagged > 0
 
     @property
     def pad_pixels(self) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice, pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -242,6 +242,71 @@ def when_used(load: Callable[[], Sampler]) -> Sampler:
     """The `Sampler` that `load` gives, which is asked at the first batch, and not again."""
     loaded = cache(load)
     return lambda batch: loaded()(batch)
+
+
+# ------------------------------------------------------------------------------------------------ another attempt
+
+
+class Judge(Protocol):
+    """Says which of a batch's crops are faulty, among each other."""
+
+    def measures(self, batch: SampleBatch, crops: np.ndarray) -> np.ndarray:
+        """What is measured of N crops uint8 [N, h, w, 3], one by one: float [N, n]."""
+
+    def scores(self, measures: np.ndarray) -> np.ndarray:
+        """How faulty the frames of these measures, which follow each other, are, float [N]: above 1 they are."""
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """A `Sampler` that samples faulty frames again, with other noise, and keeps what is better.
+
+    All depends on the batch alone, so that resumed runs and ranks agree. A frame is judged with its neighbours as they
+    are kept: one that another seed gives a look of its own does not replace one that fits.
+
+    :param attempts: how often at most.
+    """
+
+    sampler: Sampler
+    judge: Judge
+    attempts: int
+
+    def __call__(self, batch: SampleBatch) -> Crops:
+        return partial(self._mended, batch, self.sampler(batch))
+
+    def _mended(self, batch: SampleBatch, begun: Crops) -> np.ndarray:
+        crops = list(begun())
+        shown = of_rows(batch, range(batch.context, len(batch.faces)))
+        measures = self.judge.measures(shown, np.stack(crops))
+        scores = self.judge.scores(measures)
+        for attempt in range(1, self.attempts + 1):
+            faulty = np.flatnonzero(scores > 1)
+            if not len(faulty):
+                break
+            again = replace(of_rows(shown, faulty), attempt=attempt)
+            candidates = self.sampler(again)()
+            for row, crop, measured in zip(faulty, candidates, self.judge.measures(again, candidates), strict=True):
+                with_it = measures.copy()
+                with_it[row] = measured
+                rescored = self.judge.scores(with_it)
+                if np.maximum(rescored, 1).sum() < np.maximum(scores, 1).sum():  # also in its neighbours
+                    crops[row], measures, scores = crop, with_it, rescored
+        return np.stack(crops)
+
+
+def of_rows(batch: SampleBatch, rows: Iterable[int]) -> SampleBatch:
+    """Some faces of a batch, without context. The head's movement is forgotten where the frame before is left out."""
+    rows = list(rows)
+    faces = [batch.faces[row] for row in rows]
+    starts = [True, *(before.index + 1 != face.index for before, face in pairwise(faces))]
+    return replace(
+        batch,
+        faces=[replace(face, motion=None) if start else face for face, start in zip(faces, starts, strict=True)],
+        crops=[batch.crops[row] for row in rows],
+        references=[batch.references[row] for row in rows],
+        mels=batch.mels[rows],
+        context=0,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- one network
