@@ -46,6 +46,7 @@ from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.networks import load_networks
 from guided_diffusion.options import Options, parse_options
+from guided_diffusion.quality_report import QualityReport, open_report
 from guided_diffusion.sampling import (
     ByResolution,
     Crops,
@@ -199,7 +200,7 @@ def build_stages(
 
 def write_result(
     job: Job, video: VideoSource, items: Iterator[Item], n_items: int, stages: Stages, options: Options,
-    timings: Timings,
+    timings: Timings, meters: Sequence[QualityReport] = (),
 ) -> None:  # fmt: skip
     """Pass 2 from the generated crops on; the targets appear when they are complete.
 
@@ -218,6 +219,9 @@ def write_result(
             result.write(item.picture)
             if orig:
                 orig.write(item.frame)
+            for meter in meters:
+                with timings.measure("report"):
+                    meter.update(item)
 
 
 # --------------------------------------------------------------------------------------------------------- the runs
@@ -330,10 +334,14 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
             pass
         return None
     stages = build_stages(options, tools.detector, tools.resolver)
+    quality = open_report(job, options, clip.video, playback.n_output, tools.detector)
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
-        write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
+        waited = timings.iterate(None, sampled)
+        write_result(job, clip.video, waited, playback.n_output, stages, options, timings, quality)
     said = report(job.out_path, playback.n_output, track.summary(), timings)
-    sound = {"sound": assessed(job.audio_path)} if options.stats else {}
+    sound = {"sound": assessed(job.audio_path)} if options.stats or quality else {}
+    for meter in quality:
+        meter.write({**said, **sound}, tools.sampler_key["checkpoint"])
     stages_run = [name for name, _ in stages]
     return {**dataclasses.asdict(job), **said, "stages": stages_run, "sampler": tools.sampler_key, **sound}
 
@@ -510,7 +518,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         options, model_flags = parse_options(argv)
-        check_files(options.work_dir, options.stats)
+        check_files(options.work_dir, options.stats, options.quality_report)
         with join_ranks() as ranks:
             run = run_filelist if options.generate_from_filelist else run_single
             return run(options, model_flags, ranks)

@@ -1,6 +1,7 @@
 """A plan before the work: frames here and there, what a run would cost, and what is said of it."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -136,8 +137,7 @@ def plan(**changes: object) -> Plan:
 def test_each_trouble_is_said_with_the_flag_that_helps(changes: dict, options: dict, words: str) -> None:
     assert advice(plan(), OPTIONS) == []
     (said,) = advice(plan(**changes), replace(OPTIONS, **options))
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(said)
+    assert re.search(words, said)
 
 
 def test_what_is_asked_for_is_not_advised() -> None:

@@ -643,7 +643,7 @@ AFFECTS = {
         "engine": "openvino", "precision": "float32", "compile": True, "blur_kernel_size": 15,
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
         "temporal_smoothing": 0.5, "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True,
-        "sr_model": "f", "sr_strength": 0.5, "dry_run": True,
+        "sr_model": "f", "sr_strength": 0.5, "dry_run": True, "quality_report": "r.html",
     },
 }  # fmt: skip
 
