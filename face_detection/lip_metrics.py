@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.lip_util import opening_correlation
+from guided_diffusion.lip_util import inter_ocular_distance, opening_correlation
 
 from .api import LIP
 
@@ -24,8 +24,6 @@ MIN_OPENING_RANGE = 1e-3
 
 MAX_SHIFTS = 1000  # more circular shifts make the z-score of a long video slower, not better
 
-_RIGHT_EYE = slice(36, 42)
-_LEFT_EYE = slice(42, 48)
 _NOSE_AND_EYES = slice(27, 48)
 _INNER_UPPER_LIP = slice(61, 64)
 _INNER_LOWER_LIP = slice(65, 68)
@@ -59,7 +57,7 @@ def mouth_opening(landmarks: np.ndarray) -> float:
     :return: 0 for a closed mouth, about 0.5 for a yawn; the same at any size, place and rotation.
     """
     gap = landmarks[_INNER_LOWER_LIP].mean(axis=0) - landmarks[_INNER_UPPER_LIP].mean(axis=0)
-    return float(np.linalg.norm(gap)) / _inter_ocular_distance(landmarks)
+    return float(np.linalg.norm(gap)) / inter_ocular_distance(landmarks)
 
 
 def landmark_distance(landmarks: np.ndarray, reference: np.ndarray) -> float:
@@ -78,7 +76,7 @@ def landmark_distance(landmarks: np.ndarray, reference: np.ndarray) -> float:
     z, w = _complex(landmarks), _complex(reference)
     z, w = z - z[_NOSE_AND_EYES].mean(), w - w[_NOSE_AND_EYES].mean()
     a = np.vdot(z[_NOSE_AND_EYES], w[_NOSE_AND_EYES]) / np.vdot(z[_NOSE_AND_EYES], z[_NOSE_AND_EYES])
-    return float(np.abs(a * z[LIP] - w[LIP]).mean()) / _inter_ocular_distance(reference)
+    return float(np.abs(a * z[LIP] - w[LIP]).mean()) / inter_ocular_distance(reference)
 
 
 def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | float) -> SyncScore:
@@ -123,10 +121,6 @@ def sync_correlation(opening: np.ndarray, envelope: np.ndarray, fps: Fraction | 
         r0=correlations[0],
         z=float((peak - chance.mean()) / chance.std()),
     )
-
-
-def _inter_ocular_distance(landmarks: np.ndarray) -> float:
-    return float(np.linalg.norm(landmarks[_LEFT_EYE].mean(axis=0) - landmarks[_RIGHT_EYE].mean(axis=0)))
 
 
 def _complex(landmarks: np.ndarray) -> np.ndarray:

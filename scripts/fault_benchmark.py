@@ -186,7 +186,7 @@ def injected(
     there = [fault for fault in faults if fault.last >= first and fault.first < first + n]
     others = flagged(faults) - flagged(faults_of(items, detector)) - set(range(first - AROUND, first + n + AROUND))
     said = ", ".join(f"{fault.kind} {fault.score:.2f}" for fault in there) or "nothing"
-    print(f"  {kind} in {clip}, frames {first}-{first + n - 1}: {said}")
+    print(f"  {kind} in {clip}, frames {first}-{first + n - 1}: {said}", f"and at {sorted(others)}" if others else "")
     if sheets is not None and not there:
         save_sheet(sheets / f"missed_{clip}_{kind}_{first}.png", result, range(first - 1, first + 2))
     return bool(there), any(fault.kind == kind for fault in there), len(others)

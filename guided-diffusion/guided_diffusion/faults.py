@@ -20,6 +20,7 @@ from .lip_util import (
     MOUTH_REGION,
     LipLandmarks,
     calculate_mouth_opening,
+    inter_ocular_distance,
     mouth_width,
     near_lips,
     opening_correlation,
@@ -39,6 +40,7 @@ NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 
 DEFAULT_SIZE = 128  # of a crop whose size is unknown
 SIDES = 0.15  # of the width, on either side: what is beside a face is background
+NOSE = 33  # of the 68 landmarks: its base
 
 COLOUR = ("light", "green_red", "blue_yellow")
 FACE_MEASURES = ("detail", "noise", "contrast", "darkness", "redness", "change", *COLOUR)
@@ -119,20 +121,21 @@ def _texture(light: np.ndarray, lower: np.ndarray, skin: np.ndarray) -> tuple[fl
 def measure_lips(lips: np.ndarray | None, face: Face) -> dict[str, float]:
     """The LIP_MEASURES of a generated mouth; NaN where no lips were found.
 
-    Its opening over its width and, over the width of the source's mouth, its width (a logarithm) and where its upper
-    lip is.
+    Its opening over its width and, in distances of the eyes, its width (a logarithm) and how far its upper lip is from
+    the nose. Eyes and nose are the source's; its mouth, which says something else, does not count.
 
     :param lips: float [20, 2], (x, y) in pixels of the face's box.
     """
     if lips is None:
         return dict.fromkeys(LIP_MEASURES, np.nan)
     y1, y2, x1, x2 = face.box
-    source = source_lips(face)
-    place, width = np.array([0.5 * (x2 - x1), 0.75 * (y2 - y1)]), 0.4 * (x2 - x1)
-    if source is not None:
-        place, width = source[:7].mean(axis=0), max(mouth_width(source), 1.0)
-    x, y = (lips[:7].mean(axis=0) - place) / width
-    relative_width = np.log(max(mouth_width(lips), 1.0) / width)
+    nose, eyes = np.array([0.5 * (x2 - x1), 0.6 * (y2 - y1)]), 0.4 * (x2 - x1)
+    if source_lips(face) is not None:
+        assert face.landmarks is not None
+        nose = face.landmarks[NOSE] - (x1, y1)
+        eyes = max(1.0, inter_ocular_distance(face.landmarks))
+    x, y = (lips[:7].mean(axis=0) - nose) / eyes
+    relative_width = np.log(max(mouth_width(lips), 1.0) / eyes)
     return dict(zip(LIP_MEASURES, (calculate_mouth_opening(lips), relative_width, x, y), strict=True))
 
 
@@ -175,7 +178,7 @@ CRITERIA = (
     Criterion("mouth", "contrast", 0, 0.5),
     Criterion("mouth", "darkness", 0, 4.0),
     Criterion("mouth", "redness", 0, 4.0),
-    Criterion("mouth", "lip_width", 0, 0.25),
+    Criterion("mouth", "lip_width", 0, 0.35),
     Criterion("mouth", "lip_x", 0, 0.2),
     Criterion("mouth", "lip_y", 0, 0.2),
 )
@@ -261,6 +264,7 @@ def steps(values: np.ndarray, shots: Sequence[slice]) -> np.ndarray:
 
 FROZEN_SECONDS = 0.3
 FROZEN_SHARE = 0.07  # of the changes of the mouth from frame to frame at their 90th percentile
+HEAD_SHARE = 0.15  # of the change of the upper face
 FROZEN_LEAST = 0.06  # of Lab's L; rounding
 SPEECH = 0.1  # of the loudest: quieter is no speech
 UNCHANGED = 0.4  # of Lab's L, a level of 255: the mean difference of a mouth that nobody changed
@@ -277,21 +281,24 @@ def frozen_scores(
 ) -> np.ndarray:
     """float [F], above 1 where the mouth stands still for FROZEN_SECONDS or longer while somebody speaks.
 
-    Without the sound, while the head moves.
+    Still is what changes by less than FROZEN_SHARE of what it does elsewhere and HEAD_SHARE of the upper face, or not
+    at all. Without the sound, a head that moves counts as speech.
     """
     scores = np.zeros(len(motion))
     moving = motion[np.isfinite(motion)]
     if not len(moving):
         return scores
-    limit = max(FROZEN_LEAST, FROZEN_SHARE * float(np.percentile(moving, 90)))
-    speaks = head_motion > FROZEN_LEAST if envelope is None else envelope > SPEECH * np.percentile(envelope, 95)
-    steady = np.full(len(motion), np.inf)
+    steady, head = np.full((2, len(motion)), np.inf)
     for shot in shots:  # a frame in which it moves does not end a stretch
-        steady[shot] = median_filter(np.nan_to_num(motion[shot], nan=np.inf), 5, mode="reflect")
+        for smooth, values in ((steady, motion), (head, head_motion)):
+            smooth[shot] = median_filter(np.nan_to_num(values[shot], nan=np.inf), 5, mode="reflect")
+    limit = np.minimum(FROZEN_SHARE * float(np.percentile(moving, 90)), HEAD_SHARE * head)
+    limit = np.maximum(limit, FROZEN_LEAST)
+    speaks = head > FROZEN_LEAST if envelope is None else envelope > SPEECH * np.percentile(envelope, 95)
     for first, last in runs(steady < limit, shots):
-        if last - first + 1 >= FROZEN_SECONDS * fps and np.median(speaks[first : last + 1]) > 0:
-            still = slice(first, last + 1)
-            scores[still] = min(MOST, limit / max(float(steady[still].mean()), limit / MOST))
+        still = slice(first, last + 1)
+        if last - first + 1 >= FROZEN_SECONDS * fps and np.median(speaks[still]) > 0:
+            scores[still] = min(MOST, float((limit[still] / np.maximum(steady[still], limit[still] / MOST)).mean()))
     return scores
 
 

@@ -35,6 +35,11 @@ def calculate_mouth_opening(lip_landmarks: np.ndarray) -> float:
     return min(gap / width, 1.0) if width > 0 else 0.0
 
 
+def inter_ocular_distance(landmarks: np.ndarray) -> float:
+    """Between the means of the eyes' points, of landmarks float [68, 2]."""
+    return float(np.linalg.norm(landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)))
+
+
 def near_lips(lips: np.ndarray, height: int, width: int) -> np.ndarray:
     """bool [height, width]: the hull of lips int32 [20, 2] and LIP_MARGIN around it."""
     mouth = np.zeros((height, width), dtype=np.uint8)
