@@ -500,7 +500,8 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
         results = [result for rank_results, _, _ in gathered for result in rank_results]
         failures = [failure for _, rank_failures, _ in gathered for failure in rank_failures]
         skipped = sum(count for _, _, count in gathered)
-        print(f"{len(jobs)} lines: {len(results)} made, {skipped} existed, {len(failures)} failed")
+        done = "planned" if options.dry_run else "made"
+        print(f"{len(jobs)} lines: {len(results)} {done}, {skipped} existed, {len(failures)} failed")
         for failure in failures:
             print(f"failed: {failure}")
         if options.stats:

@@ -197,3 +197,19 @@ def test_a_video_without_a_face_has_a_plan_that_says_so(
     assert "no face in any of the" in said
     assert "--sampling_seed 7" in said
     assert "time" not in said.split("advice")[0].replace("timecode", "")
+
+
+def test_each_line_of_a_list_has_its_plan(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "v.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "a.wav").write_bytes(speech.read_bytes())
+    (tmp_path / "list.txt").write_text("a.wav v.mp4\nnone v.mp4\n")
+    arguments = [
+        "--generate_from_filelist", "True", "--filelist", str(tmp_path / "list.txt"), "--test_video_dir", str(tmp_path),
+        "--sample_path", str(tmp_path / "out"), "--model_path", str(checkpoint), "--dry_run", "True", "--device", "cpu",
+        "--timestep_respacing", "ddim2", "--use_ddim", "True",
+    ]  # fmt: skip
+    assert main(arguments) == 1  # the second line's sound is not there
+    assert "2 lines: 1 planned, 0 existed, 1 failed" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav_v.mp4_plan.png"]
