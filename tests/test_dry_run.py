@@ -213,3 +213,20 @@ def test_each_line_of_a_list_has_its_plan(
     assert main(arguments) == 1  # the second line's sound is not there
     assert "2 lines: 1 planned, 0 existed, 1 failed" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav_v.mp4_plan.png"]
+
+
+def test_a_preview_that_takes_long_is_shown_unfinished(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """All 1000 steps, as upstream: the plan ended in a KeyError."""
+    monkeypatch.setattr(dry_run, "SAMPLE_SECONDS", 0.05)
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint), "--device", "cpu",
+        "--out_path", str(tmp_path / "r.mp4"), "--dry_run", "True", "--stats", str(tmp_path / "stats.json"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert re.search(r"preview  after \d+ of 1000 steps", capsys.readouterr().out)
+    plan = json.loads((tmp_path / "stats.json").read_text())
+    assert plan["costs"]["sample"]["wall"] > 0.05 * 1000 / plan["steps_of_preview"]
+    assert any("1000 steps" in line for line in plan["advice"])

@@ -271,8 +271,10 @@ def box_of(track: FaceTrack, place: int) -> Box | None:
 @contextmanager
 def timed(costs: dict[str, Cost], part: str, frames: int) -> Iterator[None]:
     wall, cpu = time.perf_counter(), time.process_time()
-    yield
-    costs[part] = Cost((time.perf_counter() - wall) / frames, (time.process_time() - cpu) / frames)
+    try:
+        yield
+    finally:  # also of a sample that is broken off
+        costs[part] = Cost((time.perf_counter() - wall) / frames, (time.process_time() - cpu) / frames)
 
 
 def measured(work: Work, plan: Plan, track: FaceTrack, looks: Sequence[Look]) -> tuple[Plan, Item | None]:
@@ -305,7 +307,8 @@ def excerpt(work: Work, start: int, plan: Plan, box: np.ndarray, costs: dict[str
     with timed(costs, "decode", max(1, n - 1)):
         frames += [picture() for picture in islice(near, n - 1)]
     if work.tools.detector is None:
-        track = fixed_track(len(frames), voxceleb2_box(video.height, video.width))
+        y1, y2, x1, x2 = (int(v) for v in box)
+        track = fixed_track(len(frames), (y1, y2, x1, x2))
     else:
         with timed(costs, "detect", len(frames)):
             found = work.tools.detector.detect(frames, with_landmarks=options.finds_landmarks)
