@@ -201,6 +201,9 @@ def _faces(plan: Plan) -> str:
     found = len(plan.seen) - len(plan.without_face)
     if not found:
         return f"in none of the {len(plan.seen)} frames looked at"
+    if not any(each.n_faces for each in plan.seen):
+        width = f"{plan.widths[0]} px wide (the network's: {plan.image_size})"
+        return f"not looked for: a fixed part of the picture, {width}"
     sizes = f"{plan.widths[0]} to {plan.widths[-1]} px wide (the network's: {plan.image_size})"
     gaps = ", ".join(timecode(each.index, plan.fps) for each in plan.without_face[:5])
     more = ", .." if len(plan.without_face) > 5 else ""
