@@ -42,6 +42,7 @@ from face_detection.tracks import (
 )
 from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
+from guided_diffusion.dry_run import Work, dry_run, impatient
 from guided_diffusion.errors import InputError
 from guided_diffusion.faults import CropJudge
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
@@ -49,6 +50,7 @@ from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.networks import load_networks
 from guided_diffusion.options import Options, parse_options
+from guided_diffusion.quality_report import QualityReport, open_report
 from guided_diffusion.sampling import (
     ByResolution,
     Crops,
@@ -123,8 +125,9 @@ def open_clip(job: Job, options: Options, hparams: HParams) -> Clip:
     """:raises InputError: when video or sound cannot be used."""
     video = open_video(job.video_path, options.video_fps)
     check_size(job.video_path, video.width, video.height)
+    denoise = "none" if options.dry_run else options.denoise_audio  # a plan has no time for it
     prepare: Prepare = partial(
-        preprocess, denoise=options.denoise_audio, strength=options.denoise_strength, compress=options.compress_audio
+        preprocess, denoise=denoise, strength=options.denoise_strength, compress=options.compress_audio
     )
     listener = SpeechListener(prepare) if options.silence_gate else None
     analysis = analysis_for(hparams, options.audio_preset)
@@ -216,7 +219,7 @@ def build_stages(
 
 def write_result(
     job: Job, video: VideoSource, items: Iterator[Item], n_items: int, stages: Stages, options: Options,
-    timings: Timings,
+    timings: Timings, meters: Sequence[QualityReport] = (),
 ) -> None:  # fmt: skip
     """Pass 2 from the generated crops on; the targets appear when they are complete.
 
@@ -235,6 +238,9 @@ def write_result(
             result.write(item.picture)
             if orig:
                 orig.write(item.frame)
+            for meter in meters:
+                with timings.measure("report"):
+                    meter.update(item)
 
 
 # --------------------------------------------------------------------------------------------------------- the runs
@@ -282,9 +288,10 @@ def load_tools(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
 
 def make_guide(options: Options, diffusion: GaussianDiffusion) -> Guide | None:
     """What the options let guide the sampling, or None."""
-    if not options.flow_guidance:
-        return None
-    return partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
+    guide = None
+    if options.flow_guidance:
+        guide = partial(flow_guide, steps=guided_steps(diffusion), weight=options.flow_guidance)
+    return impatient(guide, diffusion) if options.dry_run else guide
 
 
 def job_sampler(
@@ -338,6 +345,11 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
     timings = Timings()
     clip = open_clip(job, options, front_end(tools.config))
     ranks = tools.ranks if not options.generate_from_filelist else Ranks()
+    if options.dry_run and ranks.rank > 0:
+        return None
+    if options.dry_run:
+        stages = build_stages(options, tools.detector, tools.resolver)
+        return dry_run(Work(job, options, clip, tools, stages, timings.total()))
     files = None if options.work_dir is None else work_files(job, options, tools)
     track = find_track(clip, options, tools, files, ranks, timings)
     playback = Playback(
@@ -360,10 +372,14 @@ def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:
             pass
         return None
     stages = build_stages(options, tools.detector, tools.resolver)
+    quality = open_report(job, options, clip.video, playback.n_output, tools.detector)
     with closing(ahead(items, batch_size)) as sampled:  # runs ahead of the stages
-        write_result(job, clip.video, timings.iterate(None, sampled), playback.n_output, stages, options, timings)
+        waited = timings.iterate(None, sampled)
+        write_result(job, clip.video, waited, playback.n_output, stages, options, timings, quality)
     said = report(job.out_path, playback.n_output, track.summary(), timings)
-    sound = {"sound": assessed(job.audio_path)} if options.stats else {}
+    sound = {"sound": assessed(job.audio_path)} if options.stats or quality else {}
+    for meter in quality:
+        meter.write({**said, **sound}, tools.sampler_key["checkpoint"])
     stages_run = [name for name, _ in stages]
     return {**dataclasses.asdict(job), **said, "stages": stages_run, "sampler": tools.sampler_key, **sound}
 
@@ -522,7 +538,8 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
         results = [result for rank_results, _, _ in gathered for result in rank_results]
         failures = [failure for _, rank_failures, _ in gathered for failure in rank_failures]
         skipped = sum(count for _, _, count in gathered)
-        print(f"{len(jobs)} lines: {len(results)} made, {skipped} existed, {len(failures)} failed")
+        done = "planned" if options.dry_run else "made"
+        print(f"{len(jobs)} lines: {len(results)} {done}, {skipped} existed, {len(failures)} failed")
         for failure in failures:
             print(f"failed: {failure}")
         if options.stats:
@@ -540,7 +557,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         options, model_flags = parse_options(argv)
-        check_files(options.work_dir, options.stats)
+        check_files(options.work_dir, options.stats, options.quality_report)
         with join_ranks() as ranks:
             run = run_filelist if options.generate_from_filelist else run_single
             return run(options, model_flags, ranks)

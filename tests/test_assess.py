@@ -146,3 +146,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "none.wav" in capsys.readouterr().err
     with pytest.raises(InputError):
         assess.assess(str(tmp_path / "sound.json"))
+
+
+def test_the_beginning_alone_can_be_heard(tmp_path: Path) -> None:
+    """A plan of ten minutes has no time for all of them."""
+    rate = 16000
+    sound = np.random.default_rng(0).normal(0, 0.1, 5 * rate)
+    sound[3 * rate :] = 1.0  # cut off
+    path = str(tmp_path / "sound.wav")
+    soundfile.write(path, sound, rate)
+    assert assess.assess(path, 2).seconds == pytest.approx(2, abs=0.2)
+    assert assess.assess(path, 2).clipped < assess.assess(path).clipped
+    assert assess.assess(path, 60) == assess.assess(path)

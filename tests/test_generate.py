@@ -488,6 +488,7 @@ AFFECTS = {
         "sharpening_strength": 0.5, "adaptive_mask": True, "mask_expansion": 1.5, "landmark_mask": True,
         "temporal_smoothing": 0.5, "stats": "stats.json", "work_dir": "elsewhere", "super_resolution": True,
         "sr_model": "f", "sr_strength": 0.5, "enhance": True, "color_match": "lab", "denoise": 0.5,
+        "dry_run": True, "quality_report": "r.html",
     },
 }  # fmt: skip
 DRAWN_BY_LANDMARKS = ("landmark_mask", "color_match")

@@ -32,9 +32,11 @@ from guided_diffusion.video_util import (
     check_size,
     check_target,
     count_frames,
+    estimate_frames,
     open_video,
     ordered_frames,
     source_index,
+    timecode,
 )
 
 WIDTH, HEIGHT = 64, 48
@@ -809,3 +811,26 @@ def test_frames_are_let_go(long_gop: VideoSource) -> None:
     finally:
         gc.enable()
     assert alive < 6
+
+
+def test_frames_near_a_place_are_those_that_are_read_in_order(tmp_path: Path) -> None:
+    """A plan looks here and there: from a keyframe before the place, and never after it."""
+    path = make_video(tmp_path / "v.mp4", 28, g="8", bf="0")
+    for place in (0, 3, 8, 20, 27):
+        near = [(index, picture()) for index, picture in open_video(path).near(place)]
+        assert near[0][0] == place // 8 * 8
+        assert [index for index, _ in near] == indices(picture for _, picture in near) == [*range(near[0][0], 28)]
+    unsought = make_video(tmp_path / "v.avi", 20)  # B-frames without times
+    assert [index for index, _ in open_video(unsought).near(15)] == [*range(20)]
+
+
+@pytest.mark.parametrize(("name", "fps"), [("v.mp4", 25), ("v.mkv", 25), ("v.mp4", 50), ("v.h264", 25)])
+def test_frames_are_estimated_from_what_the_file_says(name: str, fps: int, tmp_path: Path) -> None:
+    video = open_video(make_video(tmp_path / name, 40), fps)
+    assert abs(estimate_frames(video) - count_frames(video)) <= 1
+
+
+def test_a_time_code_names_the_frame() -> None:
+    assert timecode(0, 25) == "00:00:00:00"
+    assert timecode(25 * 3723 + 7, 25) == "01:02:03:07"
+    assert timecode(61, Fraction(30000, 1001)) == "00:00:02:01"

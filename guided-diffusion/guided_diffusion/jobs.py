@@ -87,11 +87,14 @@ def check_job(job: Job, save_orig: bool) -> None:
         )
 
 
-def check_files(work_dir: str | None, stats: str | None) -> None:
+def check_files(work_dir: str | None, stats: str | None, quality_report: str | None = None) -> None:
     """:raises InputError: when what a run keeps besides its results cannot be written."""
-    if stats is not None and os.path.isdir(stats):
-        raise InputError(f"--stats {stats}: is a folder; name a file")
-    folders = (("work_dir", work_dir, work_dir), ("stats", stats, stats and os.path.dirname(stats)))
+    files = {"stats": stats, "quality_report": quality_report}
+    for flag, given in files.items():
+        if given is not None and os.path.isdir(given):
+            raise InputError(f"--{flag} {given}: is a folder; name a file")
+    of_files = ((flag, given, given and os.path.dirname(given)) for flag, given in files.items())
+    folders = (("work_dir", work_dir, work_dir), *of_files)
     for flag, given, folder in folders:
         if folder is not None:
             try:

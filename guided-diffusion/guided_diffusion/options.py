@@ -154,6 +154,8 @@ class Options:
     adaptive_mask: bool = flag(False, "the margin around the lips grows as the mouth opens", "output")
 
     work_dir: str | None = flag(None, "keep faces and samples here: continue after a kill, composite anew", "run")
+    quality_report: str | None = flag(None, "write what is to be said of the result to this .html, and a .json", "run")
+    dry_run: bool = flag(False, "only say in seconds what would be done: who is followed, how long it takes", "run")
     stats: str | None = flag(None, "write times, memory, versions and options to this JSON file", "run")
 
     def __post_init__(self) -> None:
@@ -246,6 +248,8 @@ RULES: tuple[Rule, ...] = (
      "--model_path"),
     (lambda o: o.resolution_threshold != Options.resolution_threshold and not o.adaptive_resolution,
      "--resolution_threshold chooses between two networks: give --adaptive_resolution True too"),
+    (lambda o: o.quality_report is not None and not o.quality_report.endswith(".html"),
+     "--quality_report {quality_report}: give a name that ends in .html; a .json is written beside it"),
     (lambda o: not o.model_path,
      "--model_path is missing: give a checkpoint (see README.md, Checkpoints)"),
     (lambda o: not o.generate_from_filelist and not (o.video_path and o.audio_path),

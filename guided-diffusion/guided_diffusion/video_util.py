@@ -7,9 +7,10 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +102,22 @@ class VideoSource:
                     yield from self._convert(delivered, start, stop)
                     return
         yield from self._convert(self._from_beginning(), start, stop)
+
+    def near(self, index: int) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
+        """Yield frames with their indices, from near `index` on: from a keyframe at or before it where the file can be
+        sought in, else from the beginning.
+
+        A frame is RGB uint8 [H, W, 3] when it is called for.
+        """
+        with _opened(self.path) as (container, stream):
+            delivered = self._after_seek(container, stream, index) if index > 0 else None
+            if delivered is not None:
+                yield from ((i, partial(self._to_rgb, frame)) for i, frame in delivered)
+                return
+        yield from ((i, partial(self._to_rgb, frame)) for i, frame in self._from_beginning())
+
+    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        return next(to_rgb([frame], self.width, self.height, self.orientation))
 
     def _convert(
         self, delivered: Iterable[tuple[int, av.VideoFrame]], start: int, stop: int | None
@@ -207,6 +224,18 @@ def count_frames(video: VideoSource, limit: int | None = None) -> int:
     return sum(1 for _ in islice(video._from_beginning(), limit))
 
 
+def estimate_frames(video: VideoSource) -> int:
+    """About how many frames `video.frames()` yields, as the file says; where it says nothing they are counted."""
+    if video.is_image:
+        return 1
+    with _opened(video.path) as (container, stream):
+        if stream is not None and stream.duration and stream.time_base:
+            length = stream.duration * stream.time_base
+        else:
+            length = Fraction(container.duration or 0, av.time_base)
+    return max(1, round(length * video.fps)) if length > 0 else count_frames(video)
+
+
 def source_index(i: int, n_source: int, mode: Order) -> int:
     """Index of the source frame shown as output frame i.
 
@@ -246,6 +275,13 @@ def ordered_frames(
                 raise ValueError(f"{video.path!r} ends before frame {index}, although {n_source} were announced")
             yield index, frame
         i += len(run)
+
+
+def timecode(frame: int, fps: Fraction | float) -> str:
+    """A frame's time as editors name it, HH:MM:SS:FF, counted from 00:00:00:00; not drop-frame: 29.97 counts as 30."""
+    per_second = max(1, round(fps))
+    seconds, rest = divmod(frame, per_second)
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}:{rest:02d}"
 
 
 def check_target(path: str) -> None:

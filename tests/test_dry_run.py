@@ -1,0 +1,232 @@
+"""A plan before the work: frames here and there, what a run would cost, and what is said of it."""
+
+import json
+import re
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_video
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from face_detection.api import Detection
+from generate import main
+from guided_diffusion import dry_run
+from guided_diffusion.dry_run import Unfinished, impatient, look, places, scene_changes
+from guided_diffusion.options import Options
+from guided_diffusion.plan import X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
+from guided_diffusion.sampling import SampleBatch
+from guided_diffusion.script_util import create_gaussian_diffusion, model_config
+from guided_diffusion.streams import Face
+from guided_diffusion.video_util import open_video
+
+OPTIONS = Options(video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False)
+FACE = (100, 200, 300, 400)
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_places_are_spread_however_few_are_taken(n: int, count: int) -> None:
+    assert sorted(places(n)) == list(range(n))
+    taken = sorted(islice(places(n), count))
+    assert max(np.diff([*taken, n])) <= 2 * n / len(taken) + 1
+
+
+class Finder:
+    """A detector that finds a face where the picture is bright."""
+
+    def __init__(self) -> None:
+        self.n_images = 0
+
+    def detect(self, images: list[np.ndarray], with_landmarks: bool = False) -> list[list[Detection]]:  # noqa: ARG002
+        self.n_images += len(images)
+        return [[Detection((30, 20, 90, 90), 1.0, None)] if image.mean() > 100 else [] for image in images]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames, a face in the last third, and a keyframe at every twelfth only."""
+    frames = np.zeros((60, 120, 120, 3), np.uint8)
+    frames[40:] = np.random.default_rng(0).integers(100, 256, (120, 120, 3))
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames)
+
+
+def test_the_whole_video_is_looked_at_in_few_frames(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at the first frames alone says nothing of a face that comes later."""
+    monkeypatch.setattr(dry_run, "MOST_LOOKS", 16)
+    finder = Finder()
+    looks = look(open_video(str(clip)), 60, finder)  # type: ignore[arg-type]
+    indices = [each.index for each in looks]
+    assert finder.n_images == len(looks) <= 16
+    assert indices == sorted(set(indices))
+    assert max(np.diff([*indices, 60])) <= 10
+    assert [bool(each.faces) for each in looks] == [index >= 40 for index in indices]
+    (cut,) = scene_changes(looks)
+    assert cut == min(index for index in indices if index >= 40)
+
+
+def test_without_time_one_frame_is_looked_at(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "LOOK_SECONDS", -1.0)
+    assert len(look(open_video(str(clip)), 60, None)) == 1
+
+
+def test_a_sample_that_takes_long_is_broken_off_with_what_there_is(
+    small_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diffusion = create_gaussian_diffusion(model_config(small_config, "test"), "ddim5")
+    face = Face(0, (0, 8, 0, 8))
+    batch = SampleBatch(0, [face], [], [], np.zeros((1, 80, 16), np.float32))
+    image, mask, x_0 = torch.zeros(1, 3, 8, 8), torch.ones(1, 1, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+    double = impatient(lambda *_: lambda _step, x: 2 * x, diffusion)
+    assert torch.equal(double(batch, image, mask)(0, x_0), 2 * x_0)
+    monkeypatch.setattr(dry_run, "SAMPLE_SECONDS", -1.0)
+    with pytest.raises(Unfinished) as broken:
+        impatient(None, diffusion)(batch, image, mask)(1, x_0)
+    assert (broken.value.steps, broken.value.of_steps) == (2, 5)
+    assert set(broken.value.crops.flat) == {191}
+    assert impatient(None, diffusion)(batch, image, mask)(4, x_0) is x_0  # the last step, which is the end anyway
+    whole_batch = replace(batch, faces=[face, face])
+    assert impatient(None, diffusion)(whole_batch, image, mask)(1, x_0) is x_0
+
+
+# ---------------------------------------------------------------------------------------------------- time and words
+
+
+def test_the_slowest_part_makes_the_time() -> None:
+    costs = {"decode": Cost(0.01, 0.01), "detect": Cost(0.02, 0.02), "sample": Cost(1.0, 1.0), "encode": Cost(0.1, 0.2)}
+    many = estimate_seconds(costs, 1000, 1000, batch_size=10, cores=2, sound=5)
+    assert many == pytest.approx(5 + 1000 * 0.03 + 1000 * 1.0 + 10 * 0.01 + X264_DELAY * 0.1)
+    few = estimate_seconds(costs, 20, 20, batch_size=10, cores=2, sound=0)
+    assert few == pytest.approx(20 * 0.03 + 20 + 0.1 + 20 * 0.1)  # all are encoded when all are sampled
+    on_one_core = estimate_seconds({**costs, "encode": Cost(0.9, 0.9)}, 1000, 1000, 10, cores=1, sound=0)
+    assert on_one_core == pytest.approx(30 + 1000 * (0.01 + 1.0 + 0.9))
+    with_motion = estimate_seconds({**costs, "motion": Cost(0.05, 0.05)}, 1000, 1000, 10, 2, 5)
+    assert with_motion == pytest.approx(many + 1000 * 0.06)
+
+
+def plan(**changes: object) -> Plan:
+    whole = Plan(
+        "v.mp4", "a.wav", "o.mp4", width=640, height=480, source_fps=25, fps=25, n_source=100, n_output=100,
+        n_windows=100, sound_seconds=4.2, image_size=96, seen=[Seen(i, 1, FACE) for i in (0, 50)], shot_starts=[],
+        sound=["good: nothing here should harm the lips"], steps=25,
+    )  # fmt: skip
+    return replace(whole, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ({"seen": [Seen(0, 0, None)]}, {}, "no face in any of the 1 frames looked at: another --face_detector"),
+        ({"seen": [Seen(0, 0, None)], "width": 3840}, {}, "--detection_size 1440, or another --face_detector"),
+        ({"seen": [Seen(0, 1, FACE), Seen(9, 0, None)]}, {}, "no face in 50 %"),
+        ({"seen": [Seen(0, 3, FACE)]}, {}, "up to 3 faces at once, .* --face_index 0 to 2"),
+        ({"image_size": 64}, {}, "100 px wide, the network paints 64: --super_resolution True"),
+        ({"image_size": 256}, {}, "only 100 px wide"),
+        ({"n_windows": 150}, {}, "2.0 s are cut off: --audio_longer pingpong"),
+        ({"source_fps": 30.0}, {}, "30 frames/s become 25, .* --video_fps 0"),
+        ({"sound": ["noise: --denoise_audio deep"]}, {}, "sound: noise: --denoise_audio deep"),
+        ({"steps": 1000}, {}, "1000 steps .* --quality_preset turbo"),
+        ({}, {"sampling_seed": None}, "--sampling_seed 7"),
+        ({}, {"is_voxceleb2": True}, "--is_voxceleb2 False"),
+    ],
+)
+def test_each_trouble_is_said_with_the_flag_that_helps(changes: dict, options: dict, words: str) -> None:
+    assert advice(plan(), OPTIONS) == []
+    (said,) = advice(plan(**changes), replace(OPTIONS, **options))
+    assert re.search(words, said)
+
+
+def test_what_is_asked_for_is_not_advised() -> None:
+    assert advice(plan(seen=[Seen(0, 2, FACE)]), replace(OPTIONS, face_index=1)) == []
+    assert advice(plan(image_size=64), replace(OPTIONS, super_resolution=True)) == []
+    assert advice(plan(width=224, height=224), replace(OPTIONS, is_voxceleb2=True)) == []
+    assert "--device cuda" in advice(plan(), OPTIONS, gpu_is_idle=True)[0]
+
+
+def test_the_plan_in_lines() -> None:
+    repeated = plan(n_output=200, n_windows=200, shot_starts=[50], seconds=3000.0, steps_of_preview=3)
+    lines = "\n".join(plan_lines(repeated, []))
+    assert "00:00:08:00: the video is repeated until the sound ends" in lines
+    assert "at least 2 scenes; another one by 00:00:02:00" in lines
+    assert "about 50 min" in lines
+    assert "after 3 of 25 steps" in lines
+    assert "advice:  none" in lines
+
+
+# ------------------------------------------------------------------------------------------------------ the program
+
+
+def test_a_dry_run_writes_the_sheet_alone(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = tmp_path / "stats.json"
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint),
+        "--out_path", str(tmp_path / "new" / "result.mp4"), "--timestep_respacing", "ddim2", "--use_ddim", "True",
+        "--sampling_seed", "7", "--device", "cpu", "--sampling_batch_size", "1", "--dry_run", "True",
+        "--stats", str(stats),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["result_plan.png"]
+    with Image.open(tmp_path / "new" / "result_plan.png") as sheet:
+        assert sheet.width == dry_run.SHEET_WIDTH
+    said = capsys.readouterr().out
+    for words in ("about 12 frames", "not looked for", "time     about", "0.4 s are cut off", "memory   about"):
+        assert words in said
+    written = json.loads(stats.read_text())
+    assert set(written["costs"]) == {"decode", "sample", "stages", "encode"}
+    assert written["seconds"] > 0
+    assert written["n_output"] == 12
+
+
+def test_a_video_without_a_face_has_a_plan_that_says_so(
+    clip: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dlib")
+    arguments = [
+        "--video_path", str(clip), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
+        str(tmp_path / "r.mp4"), "--is_voxceleb2", "False", "--face_detector", "dlib", "--dry_run", "True",
+        "--quality_preset", "turbo", "--device", "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "no face in any of the" in said
+    assert "--sampling_seed 7" in said
+    assert "time" not in said.split("advice")[0].replace("timecode", "")
+
+
+def test_each_line_of_a_list_has_its_plan(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "v.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "a.wav").write_bytes(speech.read_bytes())
+    (tmp_path / "list.txt").write_text("a.wav v.mp4\nnone v.mp4\n")
+    arguments = [
+        "--generate_from_filelist", "True", "--filelist", str(tmp_path / "list.txt"), "--test_video_dir", str(tmp_path),
+        "--sample_path", str(tmp_path / "out"), "--model_path", str(checkpoint), "--dry_run", "True", "--device", "cpu",
+        "--timestep_respacing", "ddim2", "--use_ddim", "True",
+    ]  # fmt: skip
+    assert main(arguments) == 1  # the second line's sound is not there
+    assert "2 lines: 1 planned, 0 existed, 1 failed" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.wav_v.mp4_plan.png"]
+
+
+def test_a_preview_that_takes_long_is_shown_unfinished(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """All 1000 steps, as upstream: the plan ended in a KeyError."""
+    monkeypatch.setattr(dry_run, "SAMPLE_SECONDS", 0.05)
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint), "--device", "cpu",
+        "--out_path", str(tmp_path / "r.mp4"), "--dry_run", "True", "--stats", str(tmp_path / "stats.json"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert re.search(r"preview  after \d+ of 1000 steps", capsys.readouterr().out)
+    plan = json.loads((tmp_path / "stats.json").read_text())
+    assert plan["costs"]["sample"]["wall"] > 0.05 * 1000 / plan["steps_of_preview"]
+    assert any("1000 steps" in line for line in plan["advice"])
