@@ -10,6 +10,7 @@ import numpy as np
 
 from face_detection.lip_metrics import head_similarity, mouth_opening, pose_distances
 from face_detection.playback import Playback
+from guided_diffusion.lip_util import LIP, inter_ocular_distance, mouth_width
 from guided_diffusion.streams import Face
 from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop
 
@@ -18,6 +19,10 @@ CLOSED = 0.08
 
 AS_CLOSED = 0.01
 """Openings that differ by less are the same: the landmarks' noise."""
+
+PURSED = 0.2
+"""What a mouth that is by 1 (a logarithm) wider or narrower than usual counts like, as a distance of poses: lips are
+closed when they are pursed for a p too, which does not look like rest."""
 
 FADE = 8, 3
 """The picture at rest fades in over the edges of the generated part in these fractions of the crop's height and width:
@@ -74,7 +79,7 @@ def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:
     """The source frame that each output frame's mouth rests as: int64 [n_output], -1 where it speaks or there is none.
 
     It is one for a span of silence within a shot: of the shot's frames with the smallest opening (within AS_CLOSED) the
-    one in which the head is turned most alike. Interpolated landmarks tell no opening.
+    one in which the head is turned most alike and the mouth as wide as usual. Interpolated landmarks tell no opening.
     """
     track, landmarks = playback.track, playback.track.landmarks
     assert landmarks is not None
@@ -82,6 +87,7 @@ def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:
     is_at_rest = shares[: playback.n_output] > 0
     openings = np.array([mouth_opening(face) for face in landmarks])
     openings[track.is_interpolated] = np.nan
+    widths = np.log([max(mouth_width(face[LIP]), 1e-6) / inter_ocular_distance(face) for face in landmarks])
     shots = np.cumsum(track.is_cut)
     edges = {0, playback.n_output, *playback.shot_starts, *np.flatnonzero(np.diff(is_at_rest)) + 1}
     for start, stop in pairwise(sorted(edges)):
@@ -92,5 +98,6 @@ def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:
         closed = np.flatnonzero(in_shot <= np.nanmin(in_shot, initial=np.inf) + AS_CLOSED)
         if len(closed):
             turned = pose_distances(landmarks[closed], landmarks[shown[len(shown) // 2]])
-            chosen[start:stop] = closed[np.argmin(turned)]
+            pursed = np.abs(widths[closed] - np.median(widths[np.isfinite(in_shot)]))
+            chosen[start:stop] = closed[np.argmin(turned + PURSED * pursed)]
     return chosen

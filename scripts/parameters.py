@@ -37,7 +37,8 @@ SHORTHANDS = "Several flags in one word"
 # The ones that README shows.
 SHOWN = (
     "video_path", "audio_path", "out_path", "model_path", "is_voxceleb2", "face_detector", "quality_preset",
-    "sampling_seed", "pad_audio", "audio_longer", "enhance", "blur_kernel_size", "work_dir", "dry_run", "quality_report",
+    "sampling_seed", "pad_audio", "audio_longer", "enhance", "blur_kernel_size", "work_dir", "dry_run",
+    "quality_report",
 )  # fmt: skip
 
 TYPES = {"BOOL": "true or false", "INT": "whole number", "FLOAT": "number", "STR": "text"}

@@ -66,6 +66,15 @@ def test_of_frames_that_are_as_closed_it_is_the_one_with_the_head_turned_most_al
     assert chosen(landmarks) == [1]
 
 
+def test_lips_that_are_pursed_are_not_at_rest() -> None:
+    """For a p the lips are as closed; laid over a silence they pout."""
+    landmarks = gaps(f1=1.0, f10=1.2)
+    assert chosen(landmarks) == [1]
+    middle = landmarks[1, [48, 54]].mean(axis=0)
+    landmarks[1, [48, 54]] = middle + 0.8 * (landmarks[1, [48, 54]] - middle)
+    assert chosen(landmarks) == [10]
+
+
 def test_it_is_of_the_same_shot() -> None:
     """A loop shows two shots in one silence; another shot's light or person would show."""
     landmarks = gaps(f1=1, f9=4)
