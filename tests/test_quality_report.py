@@ -230,7 +230,24 @@ def test_few_pictures_are_kept_of_many_bad_frames(tmp_path: Path, source: VideoS
 def test_a_good_result_has_no_flagged_frames(tmp_path: Path, source: VideoSource, speech: Path) -> None:
     report = fed(tmp_path, source, speech, {"blur": np.full(100, 0.9)})
     report.write(SAID, "0123")
-    assert report._worst == []
+    assert "<img" not in flagged_frames(tmp_path)
+
+
+def test_a_frame_that_becomes_a_fault_by_what_comes_after_has_its_picture(
+    tmp_path: Path, source: VideoSource, speech: Path
+) -> None:
+    """Thresholds are the clip's own: the list of faults named a frame of which no picture had been kept."""
+    scores = {"blur": np.zeros(100)}
+    scores["blur"][3] = 0.9
+    report = fed(tmp_path, source, speech, scores)
+    scores["blur"][3] = 1.1
+    report.write(SAID, "0123")
+    assert flagged_frames(tmp_path).count("<img") == 1
+
+
+def flagged_frames(folder: Path) -> str:
+    """That section of the page."""
+    return (folder / "r.html").read_text().split("Flagged frames")[1].split("Over time")[0]
 
 
 def test_the_worst_of_each_kind_are_kept() -> None:

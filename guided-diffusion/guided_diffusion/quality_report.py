@@ -32,6 +32,7 @@ from .streams import Item
 from .tfg_data_util import crop_box, inside_frame
 from .video_util import VideoSource, timecode
 
+ALMOST = 0.7  # of the threshold, which what comes after may still lower
 LOOK_EVERY = 48  # frames: then the worst of those that have neighbours on both sides are kept
 NEIGHBOURS = 16  # frames on either side with which a frame is compared
 MOST_WORST, MOST_CLOSEUPS = 12, 6  # pictures
@@ -110,13 +111,13 @@ class QualityReport:
             self._keep_worst(self._count - NEIGHBOURS)
 
     def _keep_worst(self, before: int) -> None:
-        """Of the recent pictures from before this frame keep those of the worst faults only."""
+        """Of the recent pictures from before this frame keep those of the worst faults, or near to one, only."""
         assert self._meter is not None
         scores = self._meter.scores()
         for frame in [frame for frame in self._recent if frame < before]:
             jpeg = self._recent.pop(frame)
             kind = max(scores, key=lambda name: scores[name][frame])
-            if scores[kind][frame] > 1:
+            if scores[kind][frame] > ALMOST:
                 self._worst.append(Picture(frame, jpeg, float(scores[kind][frame]), kind))
         self._worst = worst_of(self._worst)
 
