@@ -1,9 +1,10 @@
 """How many faults `FaultMeter` finds that are put into finished samples: `python scripts/fault_benchmark.py ITEMS...`.
 
-ITEMS are files with a pickled `list[Item]` each, as pass 2 gives them to the stages. Read only your own: unpickling
-runs what a file says. They are composited with --blur_kernel_size 15. --rounds times each kind of fault is put into one
-of them at a random place; a fault is found when one of its frames is flagged. With --checkpoint, faults are put
-into batches instead, and --retry_flagged 2 is tried on them: for items that were sampled with --sampling_ref_type gt.
+ITEMS are files with a pickled `list[Item]` each, as pass 2 gives them to the stages: `--keep ITEMS FLAGS` makes one by
+generate.py's FLAGS. Read only your own: unpickling runs what a file says. They are composited with --blur_kernel_size
+15. --rounds times each kind of fault is put into one of them at a random place; a fault is found when one of its frames
+is flagged. With --checkpoint, faults are put into batches instead, and --retry_flagged 2 is tried on them: for items
+that were sampled with --sampling_ref_type gt.
 """
 
 import argparse
@@ -11,27 +12,34 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
 
 import _path  # noqa: F401
+import generate
 from audio.audio import mel_window, speech_mel
 from audio.hparams import HParams, front_end
 from face_detection.api import FaceAlignment
 from generate import build_stages
 from guided_diffusion.engines import choose_engine
 from guided_diffusion.faults import CropJudge, Fault, FaultMeter, mouth_at
+from guided_diffusion.jobs import Job
 from guided_diffusion.networks import load_sampler
 from guided_diffusion.options import Options
 from guided_diffusion.sampling import Crops, DiffusionSampler, Retrying, SampleBatch, of_rows
+from guided_diffusion.store import replace_when_complete
 from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import crop_in_frame, face_crop, to_levels
+from guided_diffusion.video_util import VideoSource
 from post_processing import at_box, composite, generated_alpha
 
 FPS = 25
+MOST_KEPT = 60  # frames of a clip
 HIDDEN = 0.5
 
 Random = np.random.Generator
@@ -295,15 +303,33 @@ def try_again(
         print(f"{name}: {before} of {n} frames flagged, {after} after retries")
 
 
+def keep_items(path: Path, flags: Sequence[str]) -> int:
+    """Keep what generate.py gives to its stages, up to MOST_KEPT frames, instead of a result. :return: its status."""
+
+    def keep(_job: Job, _video: VideoSource, items: Iterator[Item], *_: object) -> None:
+        with replace_when_complete(path) as part:
+            part.write_bytes(pickle.dumps(list(islice(items, MOST_KEPT))))
+
+    with patch("generate.write_result", keep):
+        return generate.main(flags)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("items", nargs="+", type=Path, help="pickled list[Item]")
+    parser.add_argument("items", nargs="*", type=Path, help="pickled list[Item]")
+    parser.add_argument(
+        "--keep", nargs=argparse.REMAINDER, metavar=("ITEMS", "FLAG"), help="make ITEMS by generate.py's flags"
+    )
     parser.add_argument("--rounds", type=int, default=10, help="faults of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of places and strengths")
     parser.add_argument("--sheets", type=Path, help="write pictures of what was missed or wrongly flagged here")
     parser.add_argument("--checkpoint", help="try --retry_flagged, and nothing else, with the network of the items")
     parser.add_argument("--sounds", nargs="+", help="for --checkpoint: the speech of each of ITEMS")
     arguments = parser.parse_args(argv)
+    if arguments.keep:
+        return keep_items(Path(arguments.keep[0]), arguments.keep[1:])
+    if not arguments.items:
+        parser.error("give ITEMS, or --keep ITEMS and generate.py's flags")
     detector = FaceAlignment("dlib")
     clips = {path.stem: composited(pickle.loads(path.read_bytes())) for path in arguments.items}
     random = np.random.default_rng(arguments.seed)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from guided_diffusion.faults import (
+    COLOUR,
     KINDS,
     CropJudge,
     FaultMeter,
@@ -244,6 +245,17 @@ def test_the_level_of_a_series_does_not_count(values: np.ndarray, level: float) 
 def test_no_deviation_below_the_least_one_is_a_fault(values: np.ndarray, least: float) -> None:
     scores = excess(np.abs(values), values, least)
     assert (scores[np.abs(values) < least] <= 1).all()
+
+
+def test_a_face_without_measurable_skin_hides_no_flicker_elsewhere() -> None:
+    """The mouth filled its lower part: the median of scores with one NaN was NaN, and nothing was flagged any more."""
+    measured = {name: np.random.default_rng(0).normal(0, 0.1, 200) for name in COLOUR}
+    measured["light"][100] += 8
+    for values in measured.values():
+        values[20] = np.nan
+    scores = frame_scores(measured, [slice(0, 200)])
+    assert np.isfinite([*scores.values()]).all()
+    assert scores["flicker"][100] > 1
 
 
 def test_a_spike_is_one_frame_and_a_step_is_none() -> None:

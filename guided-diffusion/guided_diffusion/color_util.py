@@ -108,7 +108,8 @@ MINKOWSKI = 6
 GAINS = (0.7, 1.4)
 """What a white balance may multiply a colour by."""
 
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""ITU-R BT.601's."""
 
 
 def light_gains(frame: np.ndarray) -> np.ndarray:

@@ -3,13 +3,13 @@
 import cv2
 import numpy as np
 
+from .color_util import LUMA
+
 NOISE_RADIUS = 1
 """px, of the windows of `without_noise`."""
 
 WINDOW_NOISE = 1 - 1 / (2 * NOISE_RADIUS + 1) ** 2
 """Of a noise's variance, what is seen within such a window."""
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 # what is left of a picture when every straight slope is taken out (Immerkaer 1996); its norm is 6
 NOISE_FILTER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import maximum_filter1d, median_filter
 
+from .denoise_util import NOISE_FILTER
 from .lip_util import (
     LIP,
     MOUTH_REGION,
@@ -34,9 +35,6 @@ from .tfg_data_util import face_crop, inside_frame, resize_crop
 
 LEAST = 0.05
 """Of Lab's L, 0 to 100: added before a logarithm; less is rounding."""
-
-NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-"""Immerkaer 1996, Fast Noise Variance Estimation: edges and slopes hardly pass."""
 
 DEFAULT_SIZE = 128  # of a crop whose size is unknown
 SIDES = 0.15  # of the width, on either side: what is beside a face is background
@@ -115,7 +113,7 @@ def measure_crop(
 def _texture(light: np.ndarray, lower: np.ndarray, skin: np.ndarray) -> tuple[float, float]:
     """Logarithms of how much detail a lower face shows, and of the noise of its skin."""
     light = np.ascontiguousarray(light)
-    edges, fine = cv2.Laplacian(light, cv2.CV_32F), cv2.filter2D(light, cv2.CV_32F, NOISE_KERNEL)
+    edges, fine = cv2.Laplacian(light, cv2.CV_32F), cv2.filter2D(light, cv2.CV_32F, NOISE_FILTER)
     return _log(_mean(np.abs(edges[lower]))), _log(_mean(np.abs(fine[skin])))
 
 
@@ -241,7 +239,7 @@ def spikes(values: np.ndarray, shots: Sequence[slice]) -> np.ndarray:
         part = values[shot]
         if len(part) > 2:
             one, two = np.abs(part[1:] - part[:-1]), np.abs(part[2:] - part[:-2])
-            found[shot] = np.minimum([two[0], *one], [*one, two[-1]])
+            found[shot] = np.nan_to_num(np.minimum([two[0], *one], [*one, two[-1]]))
     return found
 
 
@@ -254,7 +252,7 @@ def steps(values: np.ndarray, shots: Sequence[slice]) -> np.ndarray:
         if len(part) < 2 * STEP:
             continue
         means = sliding_window_view(part, STEP, axis=0).mean(axis=-1)
-        apart = np.linalg.norm(means[STEP:] - means[:-STEP], axis=1)
+        apart = np.nan_to_num(np.linalg.norm(means[STEP:] - means[:-STEP], axis=1))
         peaks = apart == maximum_filter1d(apart, 2 * STEP + 1)
         found[shot.start + STEP : shot.stop - STEP + 1] = np.where(peaks, apart, 0)
     return found
