@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -302,7 +302,7 @@ def job_sampler(
     if tools.larger is not None:
         sampler = by_resolution(options, tools.config.image_size, sampler, tools.larger, playback, is_told)
     if options.white_balance:
-        sampler = WhiteBalanced(sampler, shot_gains(playback))
+        sampler = white_balanced(sampler, options, playback)
     if options.retry_flagged:
         lip_landmarks = tools.detector.lip_landmarks if tools.detector else None
         sampler = Retrying(sampler, CropJudge(lip_landmarks, options.face_hide_percentage), options.retry_flagged)
@@ -331,10 +331,17 @@ def by_resolution(
     return ByResolution(lambda batch: samplers[of_frames[playback.source(batch.first)]])
 
 
-def shot_gains(playback: Playback) -> Callable[[SampleBatch], np.ndarray]:
-    """The white balance of a batch's shot, estimated once."""
-    of_shot = cache(lambda start: light_gains(playback.shot_picture(start)))
-    return lambda batch: of_shot(max((start for start in playback.shot_starts if start <= batch.first), default=0))
+def white_balanced(sampler: Sampler, options: Options, playback: Playback) -> Sampler:
+    """The sampler in white light, which is estimated once for each shot."""
+    of_shot = cache(lambda start: light_gains(playback.source_frame(start)))
+
+    def gains(source: int) -> np.ndarray:
+        return of_shot(playback.shot_start(source))
+
+    reference = playback.reference_source(options.sampling_ref_type, options.sampling_seed)
+    return WhiteBalanced(
+        sampler, lambda batch: gains(playback.source(batch.first)), None if reference is None else gains(reference)
+    )
 
 
 def lip_sync(job: Job, options: Options, tools: Tools) -> dict[str, Any] | None:

@@ -105,7 +105,8 @@ def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
 
     try:
         probability = speech_probability(heard())
-    except InputError:  # silero-vad is not installed
+    except InputError as error:
+        print(f"notice: how noisy the sound is cannot be told, noise is taken out in full: {error}", file=sys.stderr)
         return -np.inf
     snr = speech_to_noise(np.concatenate(powers), probability)
     return -np.inf if snr is None else snr

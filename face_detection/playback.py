@@ -61,6 +61,18 @@ class Playback:
     def reference(self, kind: str, seed: int | None) -> np.ndarray | None:
         """The one reference crop of all frames, uint8 [h, w, 3], or None when each frame is its own.
 
+        Parameters as of `reference_source`.
+        """
+        source = self.reference_source(kind, seed)
+        if source is None:
+            return None
+        face = self.track.face(source, index=0, is_cut=False)
+        assert face is not None
+        return face_crop(self.source_frame(source), face)
+
+    def reference_source(self, kind: str, seed: int | None) -> int | None:
+        """The source frame that the reference crop is from.
+
         :param kind: "gt", "first_frame" or "random" (REFERENCE.md: `sampling_ref_type`).
         :param seed: of "random".
         """
@@ -69,15 +81,11 @@ class Playback:
         index = 0
         if kind == "random":  # the seed arrives as a string upstream
             index = random.Random(str(seed)).randint(0, self.n_source - 1)
-        source = self._with_face(index)
-        face = self.track.face(source, index=0, is_cut=False)
-        assert face is not None
-        return face_crop(self.source_frame(source), face)
+        return self._with_face(index)
 
-    def shot_picture(self, index: int) -> np.ndarray:
-        """The first frame of the source's shot that output frame `index` shows, uint8 [H, W, 3], decoded anew."""
-        is_cut = self.track.is_cut[: self.source(index) + 1]
-        return self.source_frame(int(np.flatnonzero(is_cut).max(initial=0)))
+    def shot_start(self, source: int) -> int:
+        """The first frame of a source frame's shot."""
+        return int(np.flatnonzero(self.track.is_cut[: source + 1]).max(initial=0))
 
     def _frames(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         if not self.is_frozen:

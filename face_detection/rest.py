@@ -12,7 +12,7 @@ from face_detection.lip_metrics import head_similarity, mouth_opening, pose_dist
 from face_detection.playback import Playback
 from guided_diffusion.lip_util import LIP, inter_ocular_distance, mouth_width
 from guided_diffusion.streams import Face
-from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop
+from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop, visible_box
 
 CLOSED = 0.08
 """Opening (`mouth_opening`) below which lips touch or nearly do."""
@@ -79,7 +79,8 @@ def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:
     """The source frame that each output frame's mouth rests as: int64 [n_output], -1 where it speaks or there is none.
 
     It is one for a span of silence within a shot: of the shot's frames with the smallest opening (within AS_CLOSED) the
-    one in which the head is turned most alike and the mouth as wide as usual. Interpolated landmarks tell no opening.
+    one in which the head is turned most alike and the mouth as wide as usual. Interpolated landmarks tell no opening,
+    and a face that the frame's edge cuts off is taken only where the shot has no other.
     """
     track, landmarks = playback.track, playback.track.landmarks
     assert landmarks is not None
@@ -89,12 +90,16 @@ def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:
     openings[track.is_interpolated] = np.nan
     widths = np.log([max(mouth_width(face[LIP]), 1e-6) / inter_ocular_distance(face) for face in landmarks])
     shots = np.cumsum(track.is_cut)
+    size = playback.video.height, playback.video.width
+    is_whole = np.array([visible_box(box, size) == tuple(box) for box in track.boxes.tolist()], bool)
     edges = {0, playback.n_output, *playback.shot_starts, *np.flatnonzero(np.diff(is_at_rest)) + 1}
     for start, stop in pairwise(sorted(edges)):
         shown = [source for source in map(playback.source, range(start, stop)) if track.has_face[source]]
         if not (is_at_rest[start] and shown):
             continue
         in_shot = np.where(shots == shots[shown[0]], openings, np.nan)
+        if np.isfinite(in_shot[is_whole]).any():
+            in_shot = np.where(is_whole, in_shot, np.nan)
         closed = np.flatnonzero(in_shot <= np.nanmin(in_shot, initial=np.inf) + AS_CLOSED)
         if len(closed):
             turned = pose_distances(landmarks[closed], landmarks[shown[len(shown) // 2]])

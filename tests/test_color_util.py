@@ -133,3 +133,12 @@ def test_gains_are_limited_and_a_flat_frame_has_none() -> None:
     assert blue.max() / blue.min() <= GAINS[1] / GAINS[0] + 1e-9
     np.testing.assert_allclose(light_gains(np.full((20, 20, 3), 90, np.uint8)), 1)
     np.testing.assert_allclose(light_gains(np.zeros((1, 1, 3), np.uint8)), 1)
+
+
+def test_black_bars_do_not_tell_the_light() -> None:
+    """Their edges are the strongest of all, and of the colour of what happens to lie there."""
+    frame = (np.random.default_rng(0).uniform(30, 200, (96, 128, 3)) * (1, 0.9, 0.8)).astype(np.uint8)
+    plain = light_gains(frame)
+    for bars in (((16, 16), (0, 0), (0, 0)), ((0, 0), (20, 20), (0, 0))):
+        np.testing.assert_array_equal(light_gains(np.pad(frame, bars)), plain)
+    assert np.array_equal(light_gains(np.zeros((8, 8, 3), np.uint8)), np.ones(3))

@@ -27,9 +27,12 @@ from guided_diffusion.faults import (
     spikes,
     sync_scores,
     time_code,
+    unchanged_scores,
+    upright,
 )
 from guided_diffusion.lip_util import LIP
 from guided_diffusion.sampling import SampleBatch
+from guided_diffusion.seam_util import box_contour, seam_ratio
 from guided_diffusion.streams import Face, Item
 from guided_diffusion.tfg_data_util import crop_box, to_levels
 from post_processing import generated_alpha, paste_stage
@@ -265,6 +268,29 @@ def test_a_spike_is_one_frame_and_a_step_is_none() -> None:
         values = np.zeros(16)
         values[end] = 3
         assert np.flatnonzero(spikes(values, [slice(0, 16)])).tolist() == [end]
+
+
+def test_a_change_on_the_way_to_a_lasting_one_is_no_spike() -> None:
+    assert not spikes(np.array([0.0, 0, 0, 2, 4, 4, 4]), [slice(0, 7)]).any()
+
+
+def test_a_mouth_at_rest_as_the_sources_is_no_fault_while_nobody_speaks() -> None:
+    change, envelope = np.full(20, 0.1), np.repeat([1.0, 0.0], 10)
+    assert (unchanged_scores(change, envelope) > 1).tolist() == [True] * 10 + [False] * 10
+    assert (unchanged_scores(change, None) > 1).all()
+
+
+@pytest.mark.parametrize("turn", [0, 15, 25])
+def test_seams_are_seen_of_crops_that_are_turned(turn: float) -> None:
+    """Looked for along the upright box, a hard step at a turned crop's edge was none."""
+    noise = np.random.default_rng(0).normal(128, 3, (160, 160, 3)).astype(np.uint8)
+    to_frame = cv2.getRotationMatrix2D((29.5, 29.5), turn, 1)
+    to_frame[:, 2] += 50
+    face = Face(0, (50, 110, 50, 110), placement=to_frame.astype(np.float32))
+    patch = cv2.warpAffine(np.full((60, 60, 3), 40, np.uint8), to_frame, (160, 160))
+    picture, box = upright(cv2.add(noise, patch), face)
+    frame, _ = upright(noise, face)
+    assert seam_ratio(picture, box_contour(box)) > 5 * seam_ratio(frame, box_contour(box))
 
 
 def test_unknown_values_say_nothing() -> None:

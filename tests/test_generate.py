@@ -26,7 +26,7 @@ from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
 from face_detection.tracks import build_track, find_faces, fixed_track, voxceleb2_box
-from generate import Tools, build_stages, main, open_clip, shot_gains, work_files
+from generate import Tools, build_stages, main, open_clip, white_balanced, work_files
 from guided_diffusion import streams
 from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks
@@ -452,17 +452,30 @@ def test_ancestral_sampling_with_a_seed_repeats(job: list[str]) -> None:
 
 
 
-def test_each_shot_has_a_white_balance_that_is_estimated_once() -> None:
+@pytest.mark.parametrize("reference", ["gt", "first_frame"])
+def test_each_shot_has_a_white_balance_that_is_estimated_once_and_so_has_its_reference(reference: str) -> None:
+    """The first frame was shown in the second shot's white balance."""
     frames = np.random.default_rng(0).integers(0, 160, (8, 40, 40, 3), dtype=np.uint8)
     frames[:4] = frames[:4] * np.array([1.4, 1, 0.6])
     track = replace(fixed_track(8, (5, 35, 5, 35)), is_cut=np.arange(8) == 4)
-    gains_of = shot_gains(Playback(FakeVideo(frames), track, 8))  # type: ignore[arg-type]
-    gains = [gains_of(SampleBatch(first, [], [], [], np.zeros((0, 80, 16)))) for first in (0, 2, 4, 6)]
+    options = Options(video_path="v", audio_path="a", model_path="m", sampling_ref_type=reference)
+    seen: list[SampleBatch] = []
+
+    def sampler(batch: SampleBatch) -> Crops:
+        seen.append(batch)
+        return black(batch)
+
+    balanced = white_balanced(sampler, options, Playback(FakeVideo(frames), track, 8))  # type: ignore[arg-type]
+    for first in (0, 2, 4, 6):
+        balanced(SampleBatch(first, [], [], [], np.zeros((0, 80, 16))))
+    gains = [batch.gains for batch in seen]
     assert gains[0] is gains[1]
     assert gains[2] is gains[3]
-    np.testing.assert_array_equal(gains[0], light_gains(frames[0]))
-    np.testing.assert_array_equal(gains[2], light_gains(frames[4]))
-    assert gains[0][2] > 1.3 * gains[2][2]
+    first_shot, second_shot = light_gains(frames[0]), light_gains(frames[4])
+    np.testing.assert_array_equal(gains[0], first_shot)
+    np.testing.assert_array_equal(gains[2], second_shot)
+    assert first_shot[2] > 1.3 * second_shot[2]
+    np.testing.assert_array_equal(seen[3].reference_gains, second_shot if reference == "gt" else first_shot)
 
 
 # Which part of a run each option changes first. Written out: read from the options it would agree with any of them.

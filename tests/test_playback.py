@@ -114,7 +114,6 @@ def test_no_motion_from_a_frame_without_the_face() -> None:
     assert known == [False, *[True] * 2, False, *[True] * (N - 5)]
 
 
-def test_a_shots_picture_is_its_first_frame_in_the_source_whichever_way_it_is_played() -> None:
+def test_a_shot_starts_at_its_first_frame_in_the_source() -> None:
     shots = played(14, order="pingpong", track={"is_cut": np.arange(N) == 4})
-    pictures = [int(shots.shot_picture(index)[0, 0, 0]) for index in range(14)]
-    assert pictures == [4 if shots.source(index) >= 4 else 0 for index in range(14)]
+    assert [shots.shot_start(source) for source in range(N)] == [4 if source >= 4 else 0 for source in range(N)]

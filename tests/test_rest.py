@@ -30,6 +30,8 @@ class Video:
 
     moves: tuple[tuple[float, float, float, float], ...] = ((1, 0, 0, 0),) * N
     is_image: bool = False
+    height: int = SIZE
+    width: int = SIZE
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(0)
@@ -73,6 +75,14 @@ def test_lips_that_are_pursed_are_not_at_rest() -> None:
     middle = landmarks[1, [48, 54]].mean(axis=0)
     landmarks[1, [48, 54]] = middle + 0.8 * (landmarks[1, [48, 54]] - middle)
     assert chosen(landmarks) == [10]
+
+
+def test_a_face_that_the_edge_cuts_off_does_not_lie_over_a_whole_one() -> None:
+    """Its missing chin was filled with streaks of the last row; where there is no other, it must do."""
+    boxes = np.tile(BOX, (N, 1))
+    boxes[1] = 60, SIZE + 20, 20, 120
+    assert chosen(gaps(f1=1, f10=3), boxes=boxes) == [10]
+    assert chosen(gaps(f1=1), boxes=np.tile((60, SIZE + 20, 20, 120), (N, 1))) == [1]
 
 
 def test_it_is_of_the_same_shot() -> None:

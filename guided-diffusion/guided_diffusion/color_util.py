@@ -112,15 +112,29 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601's."""
 
 
+BLACK = 24  # levels; bars are darker
+BAR = 0.02  # of a row's or column's pixels: where no more are brighter, it is a bar's
+
+
+def without_bars(frame: np.ndarray) -> np.ndarray:
+    """The frame, uint8 [H, W, 3], without black bars at its sides; all of it where it is black."""
+    is_shown = frame.max(axis=2) > BLACK
+    rows, columns = (np.flatnonzero(is_shown.mean(axis=axis) > BAR) for axis in (1, 0))
+    if not (len(rows) and len(columns)):
+        return frame
+    return frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
 def light_gains(frame: np.ndarray) -> np.ndarray:
     """What a frame's colours are to be multiplied by to look as in white light, float64 [3]; a grey keeps its luma.
 
     Grey edge (van de Weijer et al. 2007): edges are grey on average, whatever the areas between them are. On four clips
     in about white light it is off by 10 % at most; shades of grey by 16 %, grey world by 32 % (docs/benchmarks.md).
+    Black bars, whose edges would be the strongest, do not count.
 
     :param frame: RGB uint8 [H, W, 3], the whole of it: of a face alone it would take the skin for the light.
     """
-    halved = cv2.GaussianBlur(frame[::2, ::2].astype(np.float32), (0, 0), 1)
+    halved = cv2.GaussianBlur(without_bars(frame)[::2, ::2].astype(np.float32), (0, 0), 1)
     edges = np.hypot(cv2.Sobel(halved, cv2.CV_32F, 1, 0), cv2.Sobel(halved, cv2.CV_32F, 0, 1))
     light = np.mean(edges.astype(np.float64) ** MINKOWSKI, axis=(0, 1)) ** (1 / MINKOWSKI)
     if not light.all():

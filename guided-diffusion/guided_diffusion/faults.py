@@ -28,7 +28,7 @@ from .lip_util import (
 )
 from .sampling import SampleBatch
 from .seam_util import box_contour, mask_contour, seam_ratio
-from .streams import Face, Item
+from .streams import Box, Face, Item
 from .tfg_data_util import face_crop, inside_frame, resize_crop
 
 # ------------------------------------------------------------------------------------------------ measures of a face
@@ -36,6 +36,7 @@ from .tfg_data_util import face_crop, inside_frame, resize_crop
 LEAST = 0.05
 """Of Lab's L, 0 to 100: added before a logarithm; less is rounding."""
 
+AROUND = 8  # px around a crop: as far as a seam is looked for
 DEFAULT_SIZE = 128  # of a crop whose size is unknown
 SIDES = 0.15  # of the width, on either side: what is beside a face is background
 NOSE = 33  # of the 68 landmarks: its base
@@ -61,6 +62,25 @@ def source_lips(face: Face) -> np.ndarray | None:
     if landmarks is None or not np.isfinite(landmarks[LIP]).all():
         return None
     return landmarks[LIP]
+
+
+def upright(frame: np.ndarray, face: Face) -> tuple[np.ndarray, Box]:
+    """A picture in which the face's crop fills an upright box, and that box: the frame, or of a placed crop what is
+    around it, turned with it, which leaves its edges where seams are looked for.
+
+    :param frame: RGB uint8 [H, W, 3].
+    """
+    if face.placement is None:
+        return frame, face.box
+    y1, y2, x1, x2 = face.box
+    height, width = y2 - y1, x2 - x1
+    to_frame = face.placement.astype(np.float64)
+    to_frame[:, 2] -= to_frame[:, :2] @ (AROUND, AROUND)
+    around = cv2.warpAffine(
+        frame, to_frame, (width + 2 * AROUND, height + 2 * AROUND), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+    return around, (AROUND, AROUND + height, AROUND, AROUND + width)
 
 
 def mouth_at(face: Face, size: int) -> np.ndarray:
@@ -238,8 +258,9 @@ def spikes(values: np.ndarray, shots: Sequence[slice]) -> np.ndarray:
     for shot in shots:
         part = values[shot]
         if len(part) > 2:
-            one, two = np.abs(part[1:] - part[:-1]), np.abs(part[2:] - part[:-2])
-            found[shot] = np.nan_to_num(np.minimum([two[0], *one], [*one, two[-1]]))
+            before, after = part - np.r_[part[2], part[:-1]], part - np.r_[part[1:], part[-3]]
+            apart = np.minimum(np.abs(before), np.abs(after))
+            found[shot] = np.nan_to_num(np.where(before * after > 0, apart, 0))  # a step on the way is none
     return found
 
 
@@ -292,12 +313,27 @@ def frozen_scores(
             smooth[shot] = median_filter(np.nan_to_num(values[shot], nan=np.inf), 5, mode="reflect")
     limit = np.minimum(FROZEN_SHARE * float(np.percentile(moving, 90)), HEAD_SHARE * head)
     limit = np.maximum(limit, FROZEN_LEAST)
-    speaks = head > FROZEN_LEAST if envelope is None else envelope > SPEECH * np.percentile(envelope, 95)
+    speaks = head > FROZEN_LEAST if envelope is None else is_loud(envelope)
     for first, last in runs(steady < limit, shots):
         still = slice(first, last + 1)
         if last - first + 1 >= FROZEN_SECONDS * fps and np.median(speaks[still]) > 0:
             scores[still] = min(MOST, float((limit[still] / np.maximum(steady[still], limit[still] / MOST)).mean()))
     return scores
+
+
+def is_loud(envelope: np.ndarray) -> np.ndarray:
+    """bool [F], where a sound with this level may be speech."""
+    return np.asarray(envelope > SPEECH * np.percentile(envelope, 95))
+
+
+def unchanged_scores(change: np.ndarray, envelope: np.ndarray | None) -> np.ndarray:
+    """float [F], above 1 where the mouth is the source's. While nobody speaks, both may be the same mouth at rest.
+
+    :param change: float [F], of CROP_MEASURES.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.nan_to_num(np.minimum(MOST, UNCHANGED / change))
+    return scores if envelope is None else np.where(is_loud(envelope), scores, 0)
 
 
 def sync_scores(openings: np.ndarray, envelope: np.ndarray, fps: float) -> np.ndarray:
@@ -435,9 +471,10 @@ class FaultMeter:
         if lips is None and self.lip_landmarks is not None:
             lips = self.lip_landmarks([shown])[0]
         values = measure_crop(shown, source, face, lips, size, self.face_hide_percentage)
-        contours = {"seam_mask": mask_contour(face.box, self.face_hide_percentage), "seam_box": box_contour(face.box)}
+        (picture, box), (frame, _) = (upright(picture, face) for picture in (item.picture, item.frame))
+        contours = {"seam_mask": mask_contour(box, self.face_hide_percentage), "seam_box": box_contour(box)}
         for name, contour in contours.items():
-            values[name] = float(np.log(seam_ratio(item.picture, contour) / seam_ratio(item.frame, contour)))
+            values[name] = float(np.log(seam_ratio(picture, contour) / seam_ratio(frame, contour)))
         light = lab_at(shown, size)[..., 0]
         if self._last is not None and self._last.shape == light.shape:
             moved = np.abs(light - self._last)
@@ -464,8 +501,7 @@ class FaultMeter:
             envelope = np.pad(self.envelope, (0, max(0, n - len(self.envelope))))[:n]
             scores["sync"] = sync_scores(measured["opening"], envelope, self.fps)
         scores["frozen"] = frozen_scores(measured["motion"], measured["head_motion"], envelope, self.fps, self._shots)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scores["unchanged"] = np.nan_to_num(np.minimum(MOST, UNCHANGED / measured["change"]))
+        scores["unchanged"] = unchanged_scores(measured["change"], envelope)
         return scores
 
     def faults(self) -> list[Fault]:

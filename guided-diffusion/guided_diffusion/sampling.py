@@ -51,6 +51,7 @@ class SampleBatch:
     :param context: so many of the first faces belong to the batch before: they are sampled along and thrown away.
     :param attempt: 0, or the number of times that this batch was sampled before: another one draws other noise.
     :param gains: float [3]: the network sees the colours multiplied by these, and what it makes is divided by them.
+    :param reference_gains: float [3]: and those of the references by these.
     """
 
     first: int
@@ -61,6 +62,7 @@ class SampleBatch:
     context: int = 0
     attempt: int = 0
     gains: np.ndarray | None = None
+    reference_gains: np.ndarray | None = None
 
 
 Crops = Callable[[], np.ndarray]
@@ -254,13 +256,17 @@ class WhiteBalanced:
     """A `Sampler` that lets another one see each batch in white light.
 
     :param gains: a batch -> what its colours are multiplied by, float [3], the same for all batches of a shot.
+    :param reference_gains: those of the reference's shot; None: each face is its own reference.
     """
 
     sampler: Sampler
     gains: Callable[[SampleBatch], np.ndarray]
+    reference_gains: np.ndarray | None = None
 
     def __call__(self, batch: SampleBatch) -> Crops:
-        return self.sampler(replace(batch, gains=self.gains(batch)))
+        gains = self.gains(batch)
+        reference_gains = gains if self.reference_gains is None else self.reference_gains
+        return self.sampler(replace(batch, gains=gains, reference_gains=reference_gains))
 
 
 @dataclass(frozen=True)
@@ -382,7 +388,8 @@ class DiffusionSampler:
         references = [resize_crop(crop, size, size) for crop in batch.references] if self.config.use_ref else None
         noise_seed, generator = self._randomness(batch)
         noise = sampling_noise(len(crops), size, noise_seed)
-        seen, seen_references = _balanced(crops, batch.gains), references and _balanced(references, batch.gains)
+        seen = _balanced(crops, batch.gains)
+        seen_references = references and _balanced(references, batch.reference_gains)
         inputs = tfg_process_batch(seen, seen_references, batch.mels, noise, self.face_hide_percentage, self.device)
         sample_loop = partial(
             SAMPLERS[self.sampler],
