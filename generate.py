@@ -46,7 +46,7 @@ from guided_diffusion.dry_run import Work, dry_run, impatient
 from guided_diffusion.errors import InputError
 from guided_diffusion.faults import CropJudge
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
+from guided_diffusion.jobs import Job, check_files, check_job, check_report, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.networks import load_networks
 from guided_diffusion.options import Options, parse_options
@@ -498,6 +498,7 @@ def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         print(f"{job.out_path}: exists, skipped")
         return 0
     check_job(job, options.save_orig)
+    check_report(job, options)
     if ranks.size > 1 and options.work_dir is None:
         raise InputError(f"{ranks.size} processes on one video share their samples in a folder: give --work_dir")
     tools = load_tools(options, model_flags, ranks)
@@ -526,6 +527,7 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
             continue
         try:
             check_job(job, options.save_orig)
+            check_report(job, options)
             result = lip_sync(job, options, tools)
             results += [result] if result else []
         except Exception as error:

@@ -23,7 +23,7 @@ from face_detection.lip_metrics import sync_correlation
 
 from .errors import InputError
 from .faults import Fault, FaultMeter
-from .jobs import Job
+from .jobs import Job, report_path
 from .logger import peak_memory, versions
 from .options import Options
 from .report_page import Assessment, Picture, page
@@ -238,12 +238,10 @@ def changed_settings(options: Options) -> dict[str, str]:
 def open_report(
     job: Job, options: Options, video: VideoSource, n_frames: int, detector: FaceAlignment | None
 ) -> list[QualityReport]:
-    """The one of a job, or none where the options ask for none. In a list each job has its own, named by its result."""
-    if options.quality_report is None:
+    """The one of a job, or none where the options ask for none."""
+    path = report_path(job, options)
+    if path is None:
         return []
-    path = Path(options.quality_report)
-    if options.generate_from_filelist:
-        path = path.with_name(f"{path.stem}_{Path(job.out_path).stem}.html")
     # other detectors' landmarks are a network's, as long as a frame's sampling on a CPU
     finds_lips = detector is not None and (options.face_detector == "dlib" or options.finds_landmarks)
     lip_landmarks = detector.lip_landmarks if detector is not None and finds_lips else None

@@ -37,7 +37,7 @@ from .media_util import (
     video_stream,
 )
 from .picture_util import HDR_TRANSFERS, Orientation, deinterlaced, is_transparent, orientation, to_rgb
-from .store import replace_when_complete, writable_folder
+from .store import check_writable, replace_when_complete
 
 Order = Literal["cut", "loop", "pingpong"]
 
@@ -288,21 +288,7 @@ def check_target(path: str) -> None:
     """Raise InputError unless a video can be written to `path`. Creates nothing, so call it before the work starts."""
     if os.path.splitext(path)[1].lower() not in CONTAINER_FORMATS:
         raise InputError(f"{path!r} cannot be written: its name must end in {', '.join(CONTAINER_FORMATS)}")
-    target = os.path.realpath(path)  # of a symbolic link, also one that leads nowhere yet
-    if os.path.isdir(target):
-        raise InputError(f"{path!r} cannot be written: it is a folder; name a file")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise InputError(f"{path!r} cannot be written: it is a pipe or device; name a file")
-    try:
-        folder = writable_folder(os.path.dirname(target))
-    except InputError as error:
-        raise InputError(f"{path!r} cannot be written: {error}") from None
-    longest = os.pathconf(folder, "PC_NAME_MAX")
-    for name in os.path.relpath(target, folder).split(os.sep):
-        if len(os.fsencode(name)) > longest:
-            raise InputError(
-                f"{path!r} cannot be written: {name!r} has {len(os.fsencode(name))} bytes; give at most {longest}"
-            )
+    check_writable(path)
 
 
 def is_original(path: str) -> bool:
