@@ -293,6 +293,15 @@ def test_what_goes_wrong_in_it_costs_nothing(
     assert capsys.readouterr().err == "notice: there will be no quality report: ZeroDivisionError: no face\n"
 
 
+def test_a_path_that_is_no_text_is_told_as_far_as_it_is(tmp_path: Path, source: VideoSource, speech: Path) -> None:
+    """The page could not be encoded, and its .json lay there alone."""
+    report = fed(tmp_path, source, speech, {"blur": np.zeros(5)})
+    report.job = replace(report.job, video_path="caf\udce9.mp4")
+    report.write(SAID, "0123")
+    assert "caf\\udce9.mp4" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "r.json").read_text())["slate"]["picture"] == "caf\udce9.mp4"
+
+
 def test_each_line_of_a_list_has_its_own(source: VideoSource) -> None:
     job = Job("v.mp4", "a.wav", "out/some_shot.mp4")
     one = Options(video_path="v", audio_path="a", model_path="m", quality_report="q/r.html")

@@ -137,11 +137,10 @@ class QualityReport:
             settings=changed_settings(self.options), cost=said["ms_per_frame"], seconds=said["seconds"],
             memory=peak_memory(), versions=versions(),
         )  # fmt: skip
-        for path, text in (
-            (self.path.with_suffix(".json"), json.dumps(found.as_json(), indent=1)), (self.path, page(found)),
-        ):  # fmt: skip
+        texts = {self.path.with_suffix(".json"): json.dumps(found.as_json(), indent=1), self.path: page(found)}
+        for path, text in texts.items():
             with replace_when_complete(path) as part:
-                part.write_text(text, encoding="utf-8")
+                part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path need not be UTF-8
         print(f"{self.path}: {found.grade}: {'; '.join(found.reasons)}")
 
     def _slate(self, said: Mapping[str, Any], checkpoint: str) -> dict[str, str]:
