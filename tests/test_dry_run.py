@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +19,14 @@ from PIL import Image
 from face_detection.api import Detection
 from generate import main
 from guided_diffusion import dry_run
-from guided_diffusion.dry_run import Unfinished, impatient, look, places, scene_changes
+from guided_diffusion.color_util import light_gains
+from guided_diffusion.dry_run import Unfinished, Work, impatient, look, places, scene_changes
+from guided_diffusion.jobs import Job
 from guided_diffusion.options import Options
 from guided_diffusion.plan import X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
 from guided_diffusion.sampling import SampleBatch
 from guided_diffusion.script_util import create_gaussian_diffusion, model_config
-from guided_diffusion.streams import Face
+from guided_diffusion.streams import Face, Item
 from guided_diffusion.video_util import open_video
 
 OPTIONS = Options(video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False)
@@ -91,6 +95,63 @@ def test_a_sample_that_takes_long_is_broken_off_with_what_there_is(
     assert impatient(None, diffusion)(batch, image, mask)(4, x_0) is x_0  # the last step, which is the end anyway
     whole_batch = replace(batch, faces=[face, face])
     assert impatient(None, diffusion)(whole_batch, image, mask)(1, x_0) is x_0
+
+
+class Recorder:
+    """A sampler that keeps its batches and paints grey."""
+
+    def __init__(self) -> None:
+        self.batches: list[SampleBatch] = []
+
+    def __call__(self, batch: SampleBatch) -> Callable[[], np.ndarray]:
+        self.batches.append(batch)
+        return lambda: np.full((len(batch.faces), 8, 8, 3), 127, np.uint8)
+
+
+def work_on(path: Path, small_config: dict, **changes: object) -> Work:
+    """A job with a detector that always finds the face, a little further down in each frame."""
+    found = iter(range(100))
+
+    def detect(images: list[np.ndarray], with_landmarks: bool = False) -> list[list[Detection]]:  # noqa: ARG001
+        starts = [(30, 20 + next(found) * 3) for _ in images]
+        return [[Detection((x, y, x + 60, y + 60), 1.0, None)] for x, y in starts]
+
+    tools = SimpleNamespace(
+        config=model_config(small_config, "test"), sampler=Recorder(), batch_size=2, larger=None,
+        detector=SimpleNamespace(detect=detect),
+    )  # fmt: skip
+    clip = SimpleNamespace(video=open_video(str(path)), mel_window=lambda _frame: np.zeros((80, 16), np.float32))
+    options = replace(OPTIONS, sampling_ref_type="first_frame", **changes)
+    return Work(Job("v", "a", "o.mp4"), options, clip, tools, [], 0.0)  # type: ignore[arg-type]
+
+
+def excerpt_of(work: Work) -> list[Item]:
+    place = np.array([20, 80, 30, 90])
+    return dry_run.excerpt(work, 40, plan(n_source=60), place, {})
+
+
+def test_the_preview_has_steady_crops_where_they_are_asked_for(clip: Path, small_config: dict) -> None:
+    """They were left out of it, without a word."""
+    plain, stable = (
+        [item.face for item in excerpt_of(work_on(clip, small_config, stable_crop=is_stable, blur_kernel_size=15))]
+        for is_stable in (False, True)
+    )
+    assert all(face is not None and face.placement is None for face in plain)
+    assert all(face is not None and face.placement is not None for face in stable)
+    tops = [face.box[0] for face in stable if face is not None]
+    assert set(np.diff(tops)) == {3}  # an even movement stays as it is: nothing else has smoothed it before
+
+
+def test_the_preview_is_made_in_white_light_where_that_is_asked_for(clip: Path, small_config: dict) -> None:
+    for is_asked in (False, True):
+        work = work_on(clip, small_config, white_balance=is_asked)
+        items = excerpt_of(work)
+        dry_run.finish(work, items, {})
+        recorder = work.tools.sampler
+        assert isinstance(recorder, Recorder)
+        expected = light_gains(items[0].frame) if is_asked else None
+        for batch in recorder.batches:
+            np.testing.assert_array_equal(batch.gains, expected)
 
 
 # ---------------------------------------------------------------------------------------------------- time and words

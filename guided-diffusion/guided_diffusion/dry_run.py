@@ -24,6 +24,7 @@ from torch import Tensor
 
 from audio.assess import assess
 from face_detection.api import Detection, FaceAlignment, face_identity
+from face_detection.stable_crop import stable_crops
 from face_detection.tracks import (
     CutDetector,
     FaceTrack,
@@ -36,6 +37,7 @@ from face_detection.tracks import (
 )
 from temporal_consistency import GUIDED_STEPS, head_motion
 
+from .color_util import light_gains
 from .dist_util import choose_device
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion, X0Fn
@@ -43,7 +45,7 @@ from .jobs import Job
 from .logger import peak_memory
 from .options import Options
 from .plan import DENOISE_SECONDS, X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
-from .sampling import Guide, SampleBatch, Sampler, determine_optimal_resolution, generate_crops
+from .sampling import Guide, SampleBatch, Sampler, WhiteBalanced, determine_optimal_resolution, generate_crops
 from .script_util import ModelConfig, create_gaussian_diffusion
 from .store import replace_when_complete
 from .streams import Box, Item, Stages
@@ -135,8 +137,15 @@ class Work:
         """Of sampling."""
         return create_gaussian_diffusion(self.tools.config, self.options.timestep_respacing).num_timesteps
 
-    def sampler(self, box: Box) -> Sampler:
-        """Of the network for a face."""
+    def sampler(self, frame: np.ndarray, box: Box) -> Sampler:
+        """Of the network for a face, in the light of a frame, RGB uint8 [H, W, 3]."""
+        sampler = self._by_resolution(box)
+        if not self.options.white_balance:
+            return sampler
+        gains = light_gains(frame)
+        return WhiteBalanced(sampler, lambda _batch: gains)
+
+    def _by_resolution(self, box: Box) -> Sampler:
         tools = self.tools
         if tools.larger is None:
             return tools.sampler
@@ -317,9 +326,12 @@ def excerpt(work: Work, start: int, plan: Plan, box: np.ndarray, costs: dict[str
         no_cuts = np.zeros(len(frames), bool)
         faces = VideoFaces(nearest, no_cuts, (video.height, video.width), is_complete=True)
         try:
-            track = smooth_landmarks(build_track(faces, len(frames), pads=options.pad_pixels))
+            track = build_track(
+                faces, len(frames), pads=options.pad_pixels, smooth_window=1 if options.stable_crop else 5
+            )
         except InputError:
             return []
+        track = smooth_landmarks(stable_crops(track) if options.stable_crop else track)
     if options.follows_head:
         with timed(costs, "motion", len(frames)):
             track = with_motion(track, frames, head_motion)
@@ -339,7 +351,7 @@ def finish(work: Work, items: list[Item], costs: dict[str, Cost]) -> tuple[list[
     """
     first = items[0].face
     assert first is not None
-    sampler = work.sampler(first.box)
+    sampler = work.sampler(items[0].frame, first.box)
     reference = None if work.options.sampling_ref_type == "gt" else face_crop(items[0].frame, first)
 
     def sample(some: list[Item]) -> list[Item]:
