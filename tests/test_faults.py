@@ -113,6 +113,21 @@ def test_the_sources_own_mouth_is_a_fault(clean: list[Item]) -> None:
     assert [(fault.first, fault.last) for fault in faults if fault.kind == "unchanged"] == [(5, 7)]
 
 
+def test_the_last_frames_are_scored_as_if_there_were_no_others(clean: list[Item]) -> None:
+    first, n = 10, N - 10
+    cut = [replace(item, face=replace(item.face, is_cut=item.face.index == first)) for item in clean if item.face]
+    cut[30] = replace(cut[30], picture=cut[30].frame)
+    speech = np.random.default_rng(0).random(N - 2)
+    whole = meter_of(cut, speech)
+    alone = meter_of(cut[first:], speech[first:]).scores()
+    for kind, scores in whole.scores(n).items():
+        np.testing.assert_array_equal(scores, alone[kind])
+    in_a_shot = whole.scores(9)
+    assert {len(scores) for scores in in_a_shot.values()} == {9}
+    assert np.flatnonzero(in_a_shot["unchanged"] > 1).tolist() == [30 - (N - 9)]
+    assert whole.scores(1000).keys() == whole.scores().keys()
+
+
 def test_a_mouth_may_stand_still_while_nobody_speaks(clean: list[Item]) -> None:
     make, _ = fault_benchmark.KINDS["frozen"]
     still = [*clean[:10], *pasted(make(sampled()[10:24], np.random.default_rng(0))), *clean[24:]]

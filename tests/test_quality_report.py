@@ -13,6 +13,7 @@ import pytest
 from conftest import write_video
 
 from generate import main
+from guided_diffusion import quality_report
 from guided_diffusion.faults import Fault
 from guided_diffusion.jobs import Job
 from guided_diffusion.options import Options
@@ -166,13 +167,15 @@ class Numbers:
 
     def __init__(self, scores: dict[str, np.ndarray]) -> None:
         self.known = scores
+        self.asked: list[int | None] = []
         self.n = 0
 
     def update(self, item: Item) -> None:  # noqa: ARG002
         self.n += 1
 
-    def scores(self) -> dict[str, np.ndarray]:
-        return {kind: values[: self.n] for kind, values in self.known.items()}
+    def scores(self, last: int | None = None) -> dict[str, np.ndarray]:
+        self.asked.append(last)
+        return {kind: values[max(0, self.n - (last or self.n)) : self.n] for kind, values in self.known.items()}
 
     def faults(self) -> list[Fault]:
         return []
@@ -243,6 +246,21 @@ def test_a_frame_that_becomes_a_fault_by_what_comes_after_has_its_picture(
     scores["blur"][3] = 1.1
     report.write(SAID, "0123")
     assert flagged_frames(tmp_path).count("<img") == 1
+
+
+def test_a_long_result_is_not_scored_as_a_whole_again_and_again(
+    tmp_path: Path, source: VideoSource, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All frames so far were, every 48 frames: an hour's report took more time than its pictures."""
+    monkeypatch.setattr(quality_report, "TAIL", 100)
+    scores = {"blur": np.zeros(400)}
+    scores["blur"][[20, 300]] = 2.0
+    report = fed(tmp_path, source, speech, scores)
+    assert isinstance(report._meter, Numbers)
+    assert set(report._meter.asked) == {100}
+    report.write(SAID, "0123")
+    assert [picture.frame for picture in report._worst] == [20, 300]
+    assert len(json.loads((tmp_path / "r.json").read_text())["scores"]["blur"]) == 400
 
 
 def flagged_frames(folder: Path) -> str:

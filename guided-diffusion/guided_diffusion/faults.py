@@ -453,19 +453,26 @@ class FaultMeter:
         """float [F], the result's mouth opening over its width; NaN where it is not known."""
         return self._measured()["opening"]
 
-    def _measured(self) -> dict[str, np.ndarray]:
-        return dict(zip(MEASURES, np.array(self._rows, np.float64).reshape(-1, len(MEASURES)).T, strict=True))
+    def _measured(self, start: int = 0) -> dict[str, np.ndarray]:
+        rows = np.array(self._rows[start:], np.float64).reshape(-1, len(MEASURES))
+        return dict(zip(MEASURES, rows.T, strict=True))
 
-    def scores(self) -> dict[str, np.ndarray]:
-        """How faulty each frame is so far by the KINDS of faults, float [F]; above 1 it is."""
-        measured = self._measured()
-        scores = frame_scores(measured, self._shots)
+    def scores(self, last: int | None = None) -> dict[str, np.ndarray]:
+        """How faulty each frame is so far by the KINDS of faults, float [F]; above 1 it is.
+
+        :param last: so many of the last frames only, as if there were no others: it takes no longer for a long result.
+        """
+        n = len(self._rows)
+        start = 0 if last is None else max(0, n - last)
+        measured = self._measured(start)
+        shots = [slice(max(0, shot.start - start), shot.stop - start) for shot in self._shots if shot.stop > start]
+        scores = frame_scores(measured, shots)
         envelope = None
         if self.envelope is not None:
-            n = len(self._rows)
-            envelope = np.pad(self.envelope, (0, max(0, n - len(self.envelope))))[:n]
+            envelope = self.envelope[start:n]
+            envelope = np.pad(envelope, (0, n - start - len(envelope)))
             scores["sync"] = sync_scores(measured["opening"], envelope, self.fps)
-        scores["frozen"] = frozen_scores(measured["motion"], measured["head_motion"], envelope, self.fps, self._shots)
+        scores["frozen"] = frozen_scores(measured["motion"], measured["head_motion"], envelope, self.fps, shots)
         with np.errstate(divide="ignore", invalid="ignore"):
             scores["unchanged"] = np.nan_to_num(np.minimum(MOST, UNCHANGED / measured["change"]))
         return scores

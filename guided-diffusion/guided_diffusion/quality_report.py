@@ -35,6 +35,7 @@ from .video_util import VideoSource, timecode
 ALMOST = 0.7  # of the threshold, which what comes after may still lower
 LOOK_EVERY = 48  # frames: then the worst of those that have neighbours on both sides are kept
 NEIGHBOURS = 16  # frames on either side with which a frame is compared
+TAIL = 2000  # last frames that are scored on the way: scoring all each time would take ever longer
 MOST_WORST, MOST_CLOSEUPS = 12, 6  # pictures
 PICTURE_WIDTH, JPEG_QUALITY = 320, 85  # px, of each of a pair
 FACE = (-0.1, 1.15, -0.15, 1.15)  # top, bottom, left, right of what a picture shows, in boxes
@@ -45,7 +46,7 @@ class Meter(Protocol):
     """What looks for faults: `faults.FaultMeter`."""
 
     def update(self, item: Item, /) -> None: ...
-    def scores(self) -> dict[str, np.ndarray]: ...
+    def scores(self, last: int | None = None, /) -> dict[str, np.ndarray]: ...
     def faults(self) -> list[Fault]: ...
     @property
     def openings(self) -> np.ndarray: ...
@@ -113,12 +114,13 @@ class QualityReport:
     def _keep_worst(self, before: int) -> None:
         """Of the recent pictures from before this frame keep those of the worst faults, or near to one, only."""
         assert self._meter is not None
-        scores = self._meter.scores()
+        scores = self._meter.scores(TAIL)
         for frame in [frame for frame in self._recent if frame < before]:
             jpeg = self._recent.pop(frame)
-            kind = max(scores, key=lambda name: scores[name][frame])
-            if scores[kind][frame] > ALMOST:
-                self._worst.append(Picture(frame, jpeg, float(scores[kind][frame]), kind))
+            its = {kind: float(values[frame - self._count]) for kind, values in scores.items()}
+            kind = max(its, key=its.__getitem__)
+            if its[kind] > ALMOST:
+                self._worst.append(Picture(frame, jpeg, its[kind], kind))
         self._worst = worst_of(self._worst)
 
     def _write(self, said: Mapping[str, Any], checkpoint: str) -> None:
