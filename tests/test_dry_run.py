@@ -20,7 +20,7 @@ from face_detection.api import Detection
 from generate import main
 from guided_diffusion import dry_run
 from guided_diffusion.color_util import light_gains
-from guided_diffusion.dry_run import Unfinished, Work, impatient, look, places, scene_changes
+from guided_diffusion.dry_run import Unfinished, Work, impatient, look, places, scene_changes, sheet_path
 from guided_diffusion.jobs import Job
 from guided_diffusion.options import Options
 from guided_diffusion.plan import X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
@@ -258,6 +258,31 @@ def test_a_video_without_a_face_has_a_plan_that_says_so(
     assert "no face in any of the" in said
     assert "--sampling_seed 7" in said
     assert "time" not in said.split("advice")[0].replace("timecode", "")
+
+
+def test_the_sheet_of_the_longest_name_has_a_shorter_one(tmp_path: Path) -> None:
+    """A plan was refused for a name that a result may have."""
+    assert sheet_path(str(tmp_path / "new" / "r.mp4")) == tmp_path / "new" / "r_plan.png"
+    for stem in ("x" * 251, "é" * 125):
+        name = sheet_path(str(tmp_path / f"{stem}.mp4")).name
+        assert 254 <= len(name.encode()) <= 255
+        assert stem.startswith(name.removesuffix("_plan.png"))
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_plan(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r_plan.png").mkdir()
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
+        str(tmp_path / "r.mp4"), "--timestep_respacing", "ddim2", "--use_ddim", "True", "--sampling_batch_size", "1",
+        "--device", "cpu", "--dry_run", "True", "--stats", str(tmp_path / "stats.json"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "time     about" in said.out
+    assert "notice: the sheet could not be written: " in said.err
+    assert json.loads((tmp_path / "stats.json").read_text())["sheet"] == ""
 
 
 def test_each_line_of_a_list_has_its_plan(

@@ -6,6 +6,7 @@ where the result would.
 
 import dataclasses
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ from .options import Options
 from .plan import DENOISE_SECONDS, X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
 from .sampling import Guide, SampleBatch, Sampler, WhiteBalanced, determine_optimal_resolution, generate_crops
 from .script_util import ModelConfig, create_gaussian_diffusion
-from .store import replace_when_complete
+from .store import replace_when_complete, writable_folder
 from .streams import Box, Item, Stages
 from .tfg_data_util import face_crop, inside_frame, sample_to_crops, visible_box
 from .video_util import VideoSource, VideoWriter, estimate_frames, timecode
@@ -176,13 +177,25 @@ def dry_run(work: Work) -> dict[str, Any]:
     item = None
     if any(boxes):
         plan, item = measured(work, plan, track, looks)
-    path = Path(work.job.out_path).with_name(f"{Path(work.job.out_path).stem}_plan.png")
+    path = sheet_path(work.job.out_path)
     plan = dataclasses.replace(plan, sheet=str(path))
-    with replace_when_complete(path) as part:
-        Image.fromarray(sheet(looks, boxes, plan, item)).save(part, format="PNG")
     said = advice(plan, options, torch.cuda.is_available() and choose_device(options.device).type == "cpu")
     print("\n".join(plan_lines(plan, said)))
+    try:
+        with replace_when_complete(path) as part:
+            Image.fromarray(sheet(looks, boxes, plan, item)).save(part, format="PNG")
+    except OSError as error:
+        plan = dataclasses.replace(plan, sheet="")
+        print(f"notice: the sheet could not be written: {error}", file=sys.stderr)
     return {**dataclasses.asdict(plan), "advice": said}
+
+
+def sheet_path(out_path: str) -> Path:
+    """Beside the result; its name begins with the result's, with as much of it as a name has room for."""
+    path, ending = Path(out_path), "_plan.png"
+    room = os.pathconf(writable_folder(str(path.parent)), "PC_NAME_MAX") - len(ending)
+    stem = path.stem if len(os.fsencode(path.stem)) <= room else os.fsencode(path.stem)[:room].decode(errors="ignore")
+    return path.with_name(stem + ending)
 
 
 def heard(audio_path: str) -> list[str]:
