@@ -185,6 +185,8 @@ def plan(**changes: object) -> Plan:
         ({"seen": [Seen(0, 0, None)], "width": 3840}, {}, "--detection_size 1440, or another --face_detector"),
         ({"seen": [Seen(0, 1, FACE), Seen(9, 0, None)]}, {}, "no face in 50 %"),
         ({"seen": [Seen(0, 3, FACE)]}, {}, "up to 3 faces at once, .* --face_index 0 to 2"),
+        ({"seen": [Seen(0, 0, None), Seen(5, 2, None)]}, {"face_index": 2}, r"frame 5\) has 2: --face_index 0 to 1"),
+        ({"seen": [Seen(0, 1, None)]}, {"face_index": 1}, r"^--face_index 1: .* has 1: --face_index 0, or -1 for"),
         ({"image_size": 64}, {}, "100 px wide, the network paints 64: --super_resolution True"),
         ({"image_size": 256}, {}, "only 100 px wide"),
         ({"n_windows": 150}, {}, "2.0 s are cut off: --audio_longer pingpong"),

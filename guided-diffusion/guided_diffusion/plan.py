@@ -117,6 +117,13 @@ def _of_faces(plan: Plan, options: Options) -> list[str]:
     missing, looked = len(plan.without_face), len(plan.seen)
     shrunk = max(plan.width, plan.height) > options.detection_size
     larger = f"--detection_size {min(max(plan.width, plan.height), 2 * options.detection_size)}, or " if shrunk else ""
+    first = next((each for each in plan.seen if each.n_faces), None)
+    if first is not None and options.face_index >= first.n_faces:
+        indices = "0" if first.n_faces == 1 else f"0 to {first.n_faces - 1}"
+        return [
+            f"--face_index {options.face_index}: the first frame with faces that was looked at (frame {first.index}) "
+            f"has {first.n_faces}: --face_index {indices}, or -1 for the best detected"
+        ]
     if missing == looked:
         return [f"no face in any of the {looked} frames looked at: {larger}another --face_detector"]
     if missing > MOST_WITHOUT_FACE * looked:
@@ -200,7 +207,8 @@ def _order(plan: Plan) -> str:
 def _faces(plan: Plan) -> str:
     found = len(plan.seen) - len(plan.without_face)
     if not found:
-        return f"in none of the {len(plan.seen)} frames looked at"
+        who = "the one to follow " if any(each.n_faces for each in plan.seen) else ""
+        return f"{who}in none of the {len(plan.seen)} frames looked at"
     if not any(each.n_faces for each in plan.seen):
         width = f"{plan.widths[0]} px wide (the network's: {plan.image_size})"
         return f"not looked for: a fixed part of the picture, {width}"
