@@ -154,6 +154,30 @@ def test_the_preview_is_made_in_white_light_where_that_is_asked_for(clip: Path, 
             np.testing.assert_array_equal(batch.gains, expected)
 
 
+def test_a_person_is_told_by_the_frames_that_were_looked_at(
+    clip: Path, small_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was decoded once more for it, in a file without an index from the beginning, and all that untimed."""
+    work = work_on(clip, small_config, face_index=0)
+    described: list[float] = []
+
+    def describe(image: np.ndarray, face: Detection) -> np.ndarray:  # noqa: ARG001
+        described.append(float(image.mean()))
+        return np.zeros(128)
+
+    monkeypatch.setattr(dry_run, "MOST_LOOKS", 16)
+    looks = look(work.clip.video, 60, Finder(), describe)  # type: ignore[arg-type]
+    assert len(described) == sum(len(each.faces) for each in looks) > 1
+    assert min(described) > 100
+    monkeypatch.setattr(type(work.clip.video), "frames", None)
+    assert dry_run.follow(looks, work).has_face.tolist() == [bool(each.faces) for each in looks]
+
+
+def test_who_is_nobody_is_not_described() -> None:
+    assert dry_run.describe_for(OPTIONS) is None
+    assert dry_run.describe_for(replace(OPTIONS, face_index=1, is_voxceleb2=True)) is None
+
+
 # ---------------------------------------------------------------------------------------------------- time and words
 
 

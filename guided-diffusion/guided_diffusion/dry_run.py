@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -164,7 +164,8 @@ def dry_run(work: Work) -> dict[str, Any]:
     options, video = work.options, work.clip.video
     n_source = min(estimate_frames(video), work.clip.n_windows)
     outlasts = options.audio_longer != "cut" or video.is_image
-    looks = look(video, 1 if options.sampling_input_type == "first_frame" else n_source, work.tools.detector)
+    n_looked_in = 1 if options.sampling_input_type == "first_frame" else n_source
+    looks = look(video, n_looked_in, work.tools.detector, describe_for(options))
     track = follow(looks, work)
     boxes = [box_of(track, place) for place in range(len(looks))]
     plan = Plan(
@@ -211,12 +212,35 @@ def heard(audio_path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Look:
-    """At one frame. picture: a small one, `scale` times the frame's size."""
+    """At one frame.
+
+    :param picture: a small one, `scale` times the frame's size.
+    :param descriptors: what each of the faces looks like, float [128]; none where nobody asked.
+    """
 
     index: int
     faces: list[Detection]
     picture: np.ndarray
     scale: float
+    descriptors: list[np.ndarray]
+
+    def descriptor(self, face: Detection) -> np.ndarray:
+        """Of one of the faces."""
+        return next(its for its, other in zip(self.descriptors, self.faces, strict=True) if other is face)
+
+
+Describe = Callable[[np.ndarray, Detection], np.ndarray]
+
+
+def describe_for(options: Options) -> Describe | None:
+    """What tells people apart, where one of them is to be followed."""
+    if options.face_index == -1 or options.is_voxceleb2:
+        return None
+    try:
+        return face_identity().describe
+    except InputError as error:  # the run may do without it: in one shot in which nobody is lost
+        print(f"notice: this plan takes people by their place: {error}", file=sys.stderr)
+        return None
 
 
 def places(n: int) -> Iterator[int]:
@@ -230,7 +254,9 @@ def places(n: int) -> Iterator[int]:
             yield place
 
 
-def look(video: VideoSource, n_frames: int, detector: FaceAlignment | None) -> list[Look]:
+def look(
+    video: VideoSource, n_frames: int, detector: FaceAlignment | None, describe: Describe | None = None
+) -> list[Look]:
     """Faces in frames from all over the video, as many as there is time for; by their index.
 
     :raises InputError: when not one frame can be read.
@@ -244,18 +270,19 @@ def look(video: VideoSource, n_frames: int, detector: FaceAlignment | None) -> l
             is_late = time.perf_counter() > deadline
             if index >= place or is_late or (number == 0 and index not in looks):
                 if index not in looks and index < n_frames:
-                    looks[index] = _look(index, picture(), detector)
+                    looks[index] = _look(index, picture(), detector, describe)
                 break
     if not looks:
         raise InputError(f"--video_path {video.path}: no frame of it could be read")
     return [looks[index] for index in sorted(looks)]
 
 
-def _look(index: int, frame: np.ndarray, detector: FaceAlignment | None) -> Look:
+def _look(index: int, frame: np.ndarray, detector: FaceAlignment | None, describe: Describe | None) -> Look:
     scale = min(1.0, SHEET_WIDTH / COLUMNS[0] / frame.shape[1])
     size = max(1, round(scale * frame.shape[1])), max(1, round(scale * frame.shape[0]))
     picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return Look(index, detector.detect([frame])[0] if detector else [], picture, scale)
+    faces = detector.detect([frame])[0] if detector else []
+    return Look(index, faces, picture, scale, [describe(frame, face) for face in faces] if describe else [])
 
 
 def scene_changes(looks: Sequence[Look]) -> list[int]:
@@ -270,9 +297,10 @@ def follow(looks: Sequence[Look], work: Work) -> FaceTrack:
     if work.tools.detector is None:
         return fixed_track(len(looks), voxceleb2_box(video.height, video.width))
 
-    def identify(place: int, face: Detection) -> np.ndarray:
-        return face_identity().describe(next(video.frames(looks[place].index)), face)
+    def descriptor(place: int, face: Detection) -> np.ndarray:
+        return looks[place].descriptor(face)
 
+    identify = descriptor if any(each.descriptors for each in looks) else None
     is_cut = np.arange(len(looks)) > 0
     faces = VideoFaces([each.faces for each in looks], is_cut, (video.height, video.width), is_complete=False)
     try:
