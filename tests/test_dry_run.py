@@ -191,6 +191,9 @@ def test_the_slowest_part_makes_the_time() -> None:
     assert on_one_core == pytest.approx(30 + 1000 * (0.01 + 1.0 + 0.9))
     with_motion = estimate_seconds({**costs, "motion": Cost(0.05, 0.05)}, 1000, 1000, 10, 2, 5)
     assert with_motion == pytest.approx(many + 1000 * 0.06)
+    encoded = {**costs, "encode": Cost(0.6, 0.6), "report": Cost(0.5, 0.5)}
+    reported = estimate_seconds(encoded, 1000, 1000, batch_size=10, cores=8, sound=0)
+    assert reported == pytest.approx(30 + 1000 * (0.6 + 0.5) + 10 * 0.01 + 10 * 1.0)  # one thread does both
 
 
 def plan(**changes: object) -> Plan:
@@ -255,7 +258,7 @@ def test_a_dry_run_writes_the_sheet_alone(
         "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint),
         "--out_path", str(tmp_path / "new" / "result.mp4"), "--timestep_respacing", "ddim2", "--use_ddim", "True",
         "--sampling_seed", "7", "--device", "cpu", "--sampling_batch_size", "1", "--dry_run", "True",
-        "--stats", str(stats),
+        "--stats", str(stats), "--quality_report", str(tmp_path / "new" / "r.html"),
     ]  # fmt: skip
     assert main(arguments) == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["result_plan.png"]
@@ -265,7 +268,7 @@ def test_a_dry_run_writes_the_sheet_alone(
     for words in ("about 12 frames", "not looked for", "time     about", "0.4 s are cut off", "memory   about"):
         assert words in said
     written = json.loads(stats.read_text())
-    assert set(written["costs"]) == {"decode", "sample", "stages", "encode"}
+    assert set(written["costs"]) == {"decode", "sample", "stages", "encode", "report"}
     assert written["seconds"] > 0
     assert written["n_output"] == 12
 

@@ -46,6 +46,7 @@ from .jobs import Job
 from .logger import peak_memory
 from .options import Options
 from .plan import DENOISE_SECONDS, X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
+from .quality_report import open_report
 from .sampling import Guide, SampleBatch, Sampler, WhiteBalanced, determine_optimal_resolution, generate_crops
 from .script_util import ModelConfig, create_gaussian_diffusion
 from .store import replace_when_complete, writable_folder
@@ -336,7 +337,9 @@ def measured(work: Work, plan: Plan, track: FaceTrack, looks: Sequence[Look]) ->
     if not items:
         return plan, None
     finished, steps = finish(work, items, costs)
-    n_encoded = encode(work, [item for item in finished if item.picture is not None], costs)
+    shown = [item for item in finished if item.picture is not None]
+    n_encoded = encode(work, shown, costs)
+    time_report(work, shown, plan.n_output, costs)
     seconds = estimate_seconds(
         costs, plan.n_source, plan.n_output, work.tools.batch_size, len(os.sched_getaffinity(0)),
         work.open_seconds + DENOISE_SECONDS[work.options.denoise_audio] * plan.sound_seconds,
@@ -438,6 +441,15 @@ def encode(work: Work, items: Sequence[Item], costs: dict[str, Cost]) -> int:
     files = 2 if options.save_orig else 1
     costs["encode"] = Cost(files * (time.perf_counter() - wall) / n, files * (time.process_time() - cpu) / n)
     return n
+
+
+def time_report(work: Work, items: Sequence[Item], n_output: int, costs: dict[str, Cost]) -> None:
+    """Time what --quality_report measures of the finished frames; the first is measured before, as it reads sound."""
+    for meter in open_report(work.job, work.options, work.clip.video, n_output, work.tools.detector):
+        meter.update(items[0])
+        with timed(costs, "report", len(items)):
+            for item in items:
+                meter.update(item)
 
 
 def memory(work: Work, n_items: int, n_encoded: int) -> float:

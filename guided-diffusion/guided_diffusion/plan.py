@@ -86,16 +86,17 @@ def estimate_seconds(
     In pass 1 the parts follow each other. In pass 2 they run beside each other: it is as long as the slowest of them
     (or as all of them together on the cores there are), and the others add what is still under way at either end.
 
-    :param costs: of decode, detect, motion, sample, stages and encode (both files); a part that is missing is not run.
+    :param costs: of decode, detect, motion, sample, stages, encode (both files) and report; what is missing is not run.
     :param sound: seconds until the sound is read.
     """
     first = sum(costs[part].wall + costs["decode"].wall for part in ("detect", "motion") if part in costs)
     delays = {"decode": batch_size, "sample": batch_size, "stages": 1, "encode": X264_DELAY}
-    ends = {part: min(n_output, delay) * costs[part].wall for part, delay in delays.items() if part in costs}
-    of_pass = [costs[part] for part in ends]
-    slowest = max(ends, key=lambda part: costs[part].wall)
-    beside = n_output * costs[slowest].wall + sum(ends.values()) - ends[slowest]
-    busy = n_output * sum(cost.cpu for cost in of_pass) / cores
+    walls = {part: costs[part].wall for part in delays if part in costs}
+    ends = {part: min(n_output, delays[part]) * wall for part, wall in walls.items()}
+    walls["encode"] += costs.get("report", Cost()).wall  # in the same thread
+    slowest = max(walls, key=walls.__getitem__)
+    beside = n_output * walls[slowest] + sum(ends.values()) - ends[slowest]
+    busy = n_output * sum(costs[part].cpu for part in (*walls, "report") if part in costs) / cores
     return sound + n_source * (first or costs["decode"].wall) + max(beside, busy)
 
 
