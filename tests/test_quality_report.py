@@ -140,6 +140,7 @@ def test_the_json_file_has_no_number_that_json_lacks() -> None:
     assert read["openings"][2:5] == [None, 0.25, None]
     assert (read["grade"], read["n_faulty"]) == ("look", 2)
     assert read["faults"][0]["timecode"] == "00:00:01:05"
+    assert "time_code" not in read["faults"][0]
     assert "worst" not in read
 
 
