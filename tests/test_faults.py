@@ -117,7 +117,7 @@ def test_the_last_frames_are_scored_as_if_there_were_no_others(clean: list[Item]
     first, n = 10, N - 10
     cut = [replace(item, face=replace(item.face, is_cut=item.face.index == first)) for item in clean if item.face]
     cut[30] = replace(cut[30], picture=cut[30].frame)
-    speech = np.random.default_rng(0).random(N - 2)
+    speech = np.random.default_rng(0).uniform(0.5, 1, N - 2)
     whole = meter_of(cut, speech)
     alone = meter_of(cut[first:], speech[first:]).scores()
     for kind, scores in whole.scores(n).items():
