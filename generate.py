@@ -5,6 +5,7 @@ the stages on each, pastes it and encodes. Memory does not grow with the length 
 """
 
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -555,6 +556,8 @@ def save_stats(options: Options, result: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be UTF-8
     # so that a terminated run, like an interrupted one, clears away what it had begun to write
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -358,6 +358,20 @@ def test_a_run_writes_the_page_and_its_result_is_the_same(
     assert "report" in json.loads(stats.read_text())["ms_per_frame"]
 
 
+def test_a_result_whose_name_is_no_text_has_its_report(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ended at the line that names the result: without its report, and with status 1."""
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint), "--save_orig",
+        "False", "--timestep_respacing", "ddim1", "--use_ddim", "True", "--sampling_seed", "7", "--device", "cpu",
+        "--out_path", str(tmp_path / "caf\udce9.mp4"), "--quality_report", str(tmp_path / "caf\udce9.html"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "caf\\udce9.html: " in capsys.readouterr().out
+    assert "caf\\udce9.mp4" in (tmp_path / "caf\udce9.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("path", "words"), [("file/r.html", "file/r.html: .* is not a folder"), ("r.htm", "give a name that ends in .html")]
 )
