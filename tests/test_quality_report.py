@@ -372,6 +372,24 @@ def test_a_result_whose_name_is_no_text_has_its_report(
     assert "caf\\udce9.mp4" in (tmp_path / "caf\udce9.html").read_text(encoding="utf-8")
 
 
+def test_stats_do_not_replace_the_reports_numbers(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model_path", str(checkpoint), "--device", "cpu", "--quality_report", str(tmp_path / "r.html")]
+    single = ["--video_path", str(video), "--audio_path", str(speech), "--out_path", str(tmp_path / "o.mp4")]
+    assert main([*flags, *single, "--stats", str(tmp_path / "r.json")]) == 2
+    (tmp_path / "list.txt").write_text(f"{speech.name}\t{video.name}\n", encoding="utf-8")
+    of_list = [
+        "--generate_from_filelist", "True", "--filelist", str(tmp_path / "list.txt"), "--sample_path", str(tmp_path),
+        "--test_video_dir", str(tmp_path),
+    ]  # fmt: skip
+    (tmp_path / speech.name).write_bytes(speech.read_bytes())
+    (tmp_path / video.name).write_bytes(video.read_bytes())
+    stats = tmp_path / f"r_{speech.name}_{video.name}.json"
+    assert main([*flags, *of_list, "--stats", str(stats)]) == 1
+    assert capsys.readouterr().err.count("writes this file; give another one") == 2
+
+
 @pytest.mark.parametrize(
     ("path", "words"), [("file/r.html", "file/r.html: .* is not a folder"), ("r.htm", "give a name that ends in .html")]
 )
