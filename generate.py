@@ -5,6 +5,7 @@ the stages on each, pastes it and encodes. Memory does not grow with the length 
 """
 
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -46,7 +47,7 @@ from guided_diffusion.dry_run import Work, dry_run, impatient
 from guided_diffusion.errors import InputError
 from guided_diffusion.faults import CropJudge
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
-from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
+from guided_diffusion.jobs import Job, check_files, check_job, check_report, read_filelist
 from guided_diffusion.logger import Timings, large_blocks_apart, report, versions, write_stats
 from guided_diffusion.networks import load_networks
 from guided_diffusion.options import Options, parse_options
@@ -505,6 +506,7 @@ def run_single(options: Options, model_flags: Mapping[str, Any], ranks: Ranks) -
         print(f"{job.out_path}: exists, skipped")
         return 0
     check_job(job, options.save_orig)
+    check_report(job, options)
     if ranks.size > 1 and options.work_dir is None:
         raise InputError(f"{ranks.size} processes on one video share their samples in a folder: give --work_dir")
     tools = load_tools(options, model_flags, ranks)
@@ -533,6 +535,7 @@ def run_filelist(options: Options, model_flags: Mapping[str, Any], ranks: Ranks)
             continue
         try:
             check_job(job, options.save_orig)
+            check_report(job, options)
             result = lip_sync(job, options, tools)
             results += [result] if result else []
         except Exception as error:
@@ -560,6 +563,8 @@ def save_stats(options: Options, result: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be UTF-8
     # so that a terminated run, like an interrupted one, clears away what it had begun to write
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

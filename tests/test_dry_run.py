@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +19,14 @@ from PIL import Image
 from face_detection.api import Detection
 from generate import main
 from guided_diffusion import dry_run
-from guided_diffusion.dry_run import Unfinished, impatient, look, places, scene_changes
+from guided_diffusion.color_util import light_gains
+from guided_diffusion.dry_run import Unfinished, Work, impatient, look, places, scene_changes, sheet_path
+from guided_diffusion.jobs import Job
 from guided_diffusion.options import Options
 from guided_diffusion.plan import X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
 from guided_diffusion.sampling import SampleBatch
 from guided_diffusion.script_util import create_gaussian_diffusion, model_config
-from guided_diffusion.streams import Face
+from guided_diffusion.streams import Face, Item
 from guided_diffusion.video_util import open_video
 
 OPTIONS = Options(video_path="v", audio_path="a", model_path="m", sampling_seed=7, is_voxceleb2=False)
@@ -93,6 +97,87 @@ def test_a_sample_that_takes_long_is_broken_off_with_what_there_is(
     assert impatient(None, diffusion)(whole_batch, image, mask)(1, x_0) is x_0
 
 
+class Recorder:
+    """A sampler that keeps its batches and paints grey."""
+
+    def __init__(self) -> None:
+        self.batches: list[SampleBatch] = []
+
+    def __call__(self, batch: SampleBatch) -> Callable[[], np.ndarray]:
+        self.batches.append(batch)
+        return lambda: np.full((len(batch.faces), 8, 8, 3), 127, np.uint8)
+
+
+def work_on(path: Path, small_config: dict, **changes: object) -> Work:
+    """A job with a detector that always finds the face, a little further down in each frame."""
+    found = iter(range(100))
+
+    def detect(images: list[np.ndarray], with_landmarks: bool = False) -> list[list[Detection]]:  # noqa: ARG001
+        starts = [(30, 20 + next(found) * 3) for _ in images]
+        return [[Detection((x, y, x + 60, y + 60), 1.0, None)] for x, y in starts]
+
+    tools = SimpleNamespace(
+        config=model_config(small_config, "test"), sampler=Recorder(), batch_size=2, larger=None,
+        detector=SimpleNamespace(detect=detect),
+    )  # fmt: skip
+    clip = SimpleNamespace(video=open_video(str(path)), mel_window=lambda _frame: np.zeros((80, 16), np.float32))
+    options = replace(OPTIONS, sampling_ref_type="first_frame", **changes)
+    return Work(Job("v", "a", "o.mp4"), options, clip, tools, [], 0.0)  # type: ignore[arg-type]
+
+
+def excerpt_of(work: Work) -> list[Item]:
+    place = np.array([20, 80, 30, 90])
+    return dry_run.excerpt(work, 40, plan(n_source=60), place, {})
+
+
+def test_the_preview_has_steady_crops_where_they_are_asked_for(clip: Path, small_config: dict) -> None:
+    """They were left out of it, without a word."""
+    plain, stable = (
+        [item.face for item in excerpt_of(work_on(clip, small_config, stable_crop=is_stable, blur_kernel_size=15))]
+        for is_stable in (False, True)
+    )
+    assert all(face is not None and face.placement is None for face in plain)
+    assert all(face is not None and face.placement is not None for face in stable)
+    tops = [face.box[0] for face in stable if face is not None]
+    assert set(np.diff(tops)) == {3}  # an even movement stays as it is: nothing else has smoothed it before
+
+
+def test_the_preview_is_made_in_white_light_where_that_is_asked_for(clip: Path, small_config: dict) -> None:
+    for is_asked in (False, True):
+        work = work_on(clip, small_config, white_balance=is_asked)
+        items = excerpt_of(work)
+        dry_run.finish(work, items, {})
+        recorder = work.tools.sampler
+        assert isinstance(recorder, Recorder)
+        expected = light_gains(items[0].frame) if is_asked else None
+        for batch in recorder.batches:
+            np.testing.assert_array_equal(batch.gains, expected)
+
+
+def test_a_person_is_told_by_the_frames_that_were_looked_at(
+    clip: Path, small_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was decoded once more for it, in a file without an index from the beginning, and all that untimed."""
+    work = work_on(clip, small_config, face_index=0)
+    described: list[float] = []
+
+    def describe(image: np.ndarray, face: Detection) -> np.ndarray:  # noqa: ARG001
+        described.append(float(image.mean()))
+        return np.zeros(128)
+
+    monkeypatch.setattr(dry_run, "MOST_LOOKS", 16)
+    looks = look(work.clip.video, 60, Finder(), describe)  # type: ignore[arg-type]
+    assert len(described) == sum(len(each.faces) for each in looks) > 1
+    assert min(described) > 100
+    monkeypatch.setattr(type(work.clip.video), "frames", None)
+    assert dry_run.follow(looks, work).has_face.tolist() == [bool(each.faces) for each in looks]
+
+
+def test_who_is_nobody_is_not_described() -> None:
+    assert dry_run.describe_for(OPTIONS) is None
+    assert dry_run.describe_for(replace(OPTIONS, face_index=1, is_voxceleb2=True)) is None
+
+
 # ---------------------------------------------------------------------------------------------------- time and words
 
 
@@ -106,6 +191,9 @@ def test_the_slowest_part_makes_the_time() -> None:
     assert on_one_core == pytest.approx(30 + 1000 * (0.01 + 1.0 + 0.9))
     with_motion = estimate_seconds({**costs, "motion": Cost(0.05, 0.05)}, 1000, 1000, 10, 2, 5)
     assert with_motion == pytest.approx(many + 1000 * 0.06)
+    encoded = {**costs, "encode": Cost(0.6, 0.6), "report": Cost(0.5, 0.5)}
+    reported = estimate_seconds(encoded, 1000, 1000, batch_size=10, cores=8, sound=0)
+    assert reported == pytest.approx(30 + 1000 * (0.6 + 0.5) + 10 * 0.01 + 10 * 1.0)  # one thread does both
 
 
 def plan(**changes: object) -> Plan:
@@ -124,6 +212,8 @@ def plan(**changes: object) -> Plan:
         ({"seen": [Seen(0, 0, None)], "width": 3840}, {}, "--detection_size 1440, or another --face_detector"),
         ({"seen": [Seen(0, 1, FACE), Seen(9, 0, None)]}, {}, "no face in 50 %"),
         ({"seen": [Seen(0, 3, FACE)]}, {}, "up to 3 faces at once, .* --face_index 0 to 2"),
+        ({"seen": [Seen(0, 0, None), Seen(5, 2, None)]}, {"face_index": 2}, r"frame 5\) has 2: --face_index 0 to 1"),
+        ({"seen": [Seen(0, 1, None)]}, {"face_index": 1}, r"^--face_index 1: .* has 1: --face_index 0, or -1 for"),
         ({"image_size": 64}, {}, "100 px wide, the network paints 64: --super_resolution True"),
         ({"image_size": 256}, {}, "only 100 px wide"),
         ({"n_windows": 150}, {}, "2.0 s are cut off: --audio_longer pingpong"),
@@ -168,7 +258,7 @@ def test_a_dry_run_writes_the_sheet_alone(
         "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint),
         "--out_path", str(tmp_path / "new" / "result.mp4"), "--timestep_respacing", "ddim2", "--use_ddim", "True",
         "--sampling_seed", "7", "--device", "cpu", "--sampling_batch_size", "1", "--dry_run", "True",
-        "--stats", str(stats),
+        "--stats", str(stats), "--quality_report", str(tmp_path / "new" / "r.html"),
     ]  # fmt: skip
     assert main(arguments) == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["result_plan.png"]
@@ -178,7 +268,7 @@ def test_a_dry_run_writes_the_sheet_alone(
     for words in ("about 12 frames", "not looked for", "time     about", "0.4 s are cut off", "memory   about"):
         assert words in said
     written = json.loads(stats.read_text())
-    assert set(written["costs"]) == {"decode", "sample", "stages", "encode"}
+    assert set(written["costs"]) == {"decode", "sample", "stages", "encode", "report"}
     assert written["seconds"] > 0
     assert written["n_output"] == 12
 
@@ -197,6 +287,31 @@ def test_a_video_without_a_face_has_a_plan_that_says_so(
     assert "no face in any of the" in said
     assert "--sampling_seed 7" in said
     assert "time" not in said.split("advice")[0].replace("timecode", "")
+
+
+def test_the_sheet_of_the_longest_name_has_a_shorter_one(tmp_path: Path) -> None:
+    """A plan was refused for a name that a result may have."""
+    assert sheet_path(str(tmp_path / "new" / "r.mp4")) == tmp_path / "new" / "r_plan.png"
+    for stem in ("x" * 251, "é" * 125):
+        name = sheet_path(str(tmp_path / f"{stem}.mp4")).name
+        assert 254 <= len(name.encode()) <= 255
+        assert stem.startswith(name.removesuffix("_plan.png"))
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_plan(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r_plan.png").mkdir()
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint), "--out_path",
+        str(tmp_path / "r.mp4"), "--timestep_respacing", "ddim2", "--use_ddim", "True", "--sampling_batch_size", "1",
+        "--device", "cpu", "--dry_run", "True", "--stats", str(tmp_path / "stats.json"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "time     about" in said.out
+    assert "notice: the sheet could not be written: " in said.err
+    assert json.loads((tmp_path / "stats.json").read_text())["sheet"] == ""
 
 
 def test_each_line_of_a_list_has_its_plan(

@@ -26,7 +26,6 @@ from guided_diffusion.faults import (
     runs,
     spikes,
     sync_scores,
-    time_code,
     unchanged_scores,
     upright,
 )
@@ -115,6 +114,21 @@ def test_the_sources_own_mouth_is_a_fault(clean: list[Item]) -> None:
     untouched = [replace(item, picture=item.frame) for item in clean[5:8]]
     faults = meter_of([*clean[:5], *untouched, *clean[8:]]).faults()
     assert [(fault.first, fault.last) for fault in faults if fault.kind == "unchanged"] == [(5, 7)]
+
+
+def test_the_last_frames_are_scored_as_if_there_were_no_others(clean: list[Item]) -> None:
+    first, n = 10, N - 10
+    cut = [replace(item, face=replace(item.face, is_cut=item.face.index == first)) for item in clean if item.face]
+    cut[30] = replace(cut[30], picture=cut[30].frame)
+    speech = np.random.default_rng(0).uniform(0.5, 1, N - 2)
+    whole = meter_of(cut, speech)
+    alone = meter_of(cut[first:], speech[first:]).scores()
+    for kind, scores in whole.scores(n).items():
+        np.testing.assert_array_equal(scores, alone[kind])
+    in_a_shot = whole.scores(9)
+    assert {len(scores) for scores in in_a_shot.values()} == {9}
+    assert np.flatnonzero(in_a_shot["unchanged"] > 1).tolist() == [30 - (N - 9)]
+    assert whole.scores(1000).keys() == whole.scores().keys()
 
 
 def test_a_mouth_may_stand_still_while_nobody_speaks(clean: list[Item]) -> None:
@@ -304,7 +318,3 @@ def test_runs_end_with_their_shots() -> None:
     shots = [slice(0, 5), slice(5, 10)]
     assert list(runs(where, shots)) == [(1, 2), (4, 4), (5, 5), (9, 9)]
     assert list(runs(where, shots, join=1)) == [(1, 4), (5, 5), (9, 9)]
-
-
-def test_time_codes() -> None:
-    assert [time_code(seconds) for seconds in (1.24, 59.9999, 3723.4)] == ["0:01.240", "1:00.000", "1:02:03.400"]

@@ -8,7 +8,8 @@ import pytest
 from conftest import write_video
 
 from guided_diffusion.errors import InputError
-from guided_diffusion.jobs import Job, check_files, check_job, read_filelist
+from guided_diffusion.jobs import Job, check_files, check_job, check_report, read_filelist
+from guided_diffusion.options import Options
 from guided_diffusion.video_util import VideoWriter
 
 
@@ -88,3 +89,37 @@ def test_files_beside_the_result_are_checked_before_the_work(tmp_path: Path) -> 
         with pytest.raises(InputError, match=words) as caught:
             check_files(work_dir, stats)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("is_list", "given", "stats", "words"),
+    [
+        (False, "q/r.html", "q/r.json", r"--stats .*q/r\.json: --quality_report .*q/r\.html writes this file"),
+        (False, "q/r.html", "q/../q/r.html", "writes this file"),
+        (False, "folder.html", None, r"--quality_report .*folder\.html: .*folder\.json' cannot be written: it is a"),
+        (False, f"{'x' * 251}.html", None, "has 256 bytes; give at most 255"),
+        (True, "r.html", "r_talk.json", "--stats .* writes this file"),
+        (True, f"{'x' * 246}.html", None, "has 256 bytes; give at most 255"),
+        (True, "r.html", "r.json", None),
+        (True, "folder.html", None, None),
+        (False, f"{'x' * 250}.html", "s.json", None),
+        (False, "q/r.html", "r.json", None),
+        (False, None, "r.json", None),
+    ],
+)
+def test_a_report_has_its_files_to_itself(
+    is_list: bool, given: str | None, stats: str | None, words: str | None, tmp_path: Path
+) -> None:
+    """--stats r.json replaced the r.json of --quality_report r.html without a word."""
+    (tmp_path / "folder.json").mkdir()
+    options = Options(
+        video_path="v", audio_path="a", model_path="m", generate_from_filelist=is_list,
+        quality_report=given and str(tmp_path / given), stats=stats and str(tmp_path / stats),
+    )  # fmt: skip
+    job = Job("v", "a", "out/talk.mp4")
+    if words is None:
+        check_report(job, options)
+        return
+    with pytest.raises(InputError, match=words) as caught:
+        check_report(job, options)
+    assert "\n" not in str(caught.value)

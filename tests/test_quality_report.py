@@ -13,6 +13,7 @@ import pytest
 from conftest import write_video
 
 from generate import main
+from guided_diffusion import quality_report
 from guided_diffusion.faults import Fault
 from guided_diffusion.jobs import Job
 from guided_diffusion.options import Options
@@ -166,13 +167,15 @@ class Numbers:
 
     def __init__(self, scores: dict[str, np.ndarray]) -> None:
         self.known = scores
+        self.asked: list[int | None] = []
         self.n = 0
 
     def update(self, item: Item) -> None:  # noqa: ARG002
         self.n += 1
 
-    def scores(self) -> dict[str, np.ndarray]:
-        return {kind: values[: self.n] for kind, values in self.known.items()}
+    def scores(self, last: int | None = None) -> dict[str, np.ndarray]:
+        self.asked.append(last)
+        return {kind: values[max(0, self.n - (last or self.n)) : self.n] for kind, values in self.known.items()}
 
     def faults(self) -> list[Fault]:
         return []
@@ -245,6 +248,21 @@ def test_a_frame_that_becomes_a_fault_by_what_comes_after_has_its_picture(
     assert flagged_frames(tmp_path).count("<img") == 1
 
 
+def test_a_long_result_is_not_scored_as_a_whole_again_and_again(
+    tmp_path: Path, source: VideoSource, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All frames so far were, every 48 frames: an hour's report took more time than its pictures."""
+    monkeypatch.setattr(quality_report, "TAIL", 100)
+    scores = {"blur": np.zeros(400)}
+    scores["blur"][[20, 300]] = 2.0
+    report = fed(tmp_path, source, speech, scores)
+    assert isinstance(report._meter, Numbers)
+    assert set(report._meter.asked) == {100}
+    report.write(SAID, "0123")
+    assert [picture.frame for picture in report._worst] == [20, 300]
+    assert len(json.loads((tmp_path / "r.json").read_text())["scores"]["blur"]) == 400
+
+
 def flagged_frames(folder: Path) -> str:
     """That section of the page."""
     return (folder / "r.html").read_text().split("Flagged frames")[1].split("Over time")[0]
@@ -293,6 +311,15 @@ def test_what_goes_wrong_in_it_costs_nothing(
     assert capsys.readouterr().err == "notice: there will be no quality report: ZeroDivisionError: no face\n"
 
 
+def test_a_path_that_is_no_text_is_told_as_far_as_it_is(tmp_path: Path, source: VideoSource, speech: Path) -> None:
+    """The page could not be encoded, and its .json lay there alone."""
+    report = fed(tmp_path, source, speech, {"blur": np.zeros(5)})
+    report.job = replace(report.job, video_path="caf\udce9.mp4")
+    report.write(SAID, "0123")
+    assert "caf\\udce9.mp4" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "r.json").read_text())["slate"]["picture"] == "caf\udce9.mp4"
+
+
 def test_each_line_of_a_list_has_its_own(source: VideoSource) -> None:
     job = Job("v.mp4", "a.wav", "out/some_shot.mp4")
     one = Options(video_path="v", audio_path="a", model_path="m", quality_report="q/r.html")
@@ -328,6 +355,38 @@ def test_a_run_writes_the_page_and_its_result_is_the_same(
     assert (read["n_frames"], read["n_faces"]) == (12, 12)
     assert read["settings"]["--timestep_respacing"] == "ddim2"
     assert "report" in json.loads(stats.read_text())["ms_per_frame"]
+
+
+def test_a_result_whose_name_is_no_text_has_its_report(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ended at the line that names the result: without its report, and with status 1."""
+    arguments = [
+        "--video_path", str(video), "--audio_path", str(speech), "--model_path", str(checkpoint), "--save_orig",
+        "False", "--timestep_respacing", "ddim1", "--use_ddim", "True", "--sampling_seed", "7", "--device", "cpu",
+        "--out_path", str(tmp_path / "caf\udce9.mp4"), "--quality_report", str(tmp_path / "caf\udce9.html"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "caf\\udce9.html: " in capsys.readouterr().out
+    assert "caf\\udce9.mp4" in (tmp_path / "caf\udce9.html").read_text(encoding="utf-8")
+
+
+def test_stats_do_not_replace_the_reports_numbers(
+    video: Path, speech: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model_path", str(checkpoint), "--device", "cpu", "--quality_report", str(tmp_path / "r.html")]
+    single = ["--video_path", str(video), "--audio_path", str(speech), "--out_path", str(tmp_path / "o.mp4")]
+    assert main([*flags, *single, "--stats", str(tmp_path / "r.json")]) == 2
+    (tmp_path / "list.txt").write_text(f"{speech.name}\t{video.name}\n", encoding="utf-8")
+    of_list = [
+        "--generate_from_filelist", "True", "--filelist", str(tmp_path / "list.txt"), "--sample_path", str(tmp_path),
+        "--test_video_dir", str(tmp_path),
+    ]  # fmt: skip
+    (tmp_path / speech.name).write_bytes(speech.read_bytes())
+    (tmp_path / video.name).write_bytes(video.read_bytes())
+    stats = tmp_path / f"r_{speech.name}_{video.name}.json"
+    assert main([*flags, *of_list, "--stats", str(stats)]) == 1
+    assert capsys.readouterr().err.count("writes this file; give another one") == 2
 
 
 @pytest.mark.parametrize(

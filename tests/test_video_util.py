@@ -830,6 +830,24 @@ def test_frames_are_estimated_from_what_the_file_says(name: str, fps: int, tmp_p
     assert abs(estimate_frames(video) - count_frames(video)) <= 1
 
 
+@pytest.mark.parametrize("has_tag", [True, False])
+def test_the_sounds_length_is_not_taken_for_the_pictures(has_tag: bool, tmp_path: Path) -> None:
+    """Matroska names one length, that of the longest track: a plan spoke of three times the frames."""
+    picture = make_video(tmp_path / "v.mp4", 20)
+    sound = make_sound(tmp_path / "a.wav", speech_like(2.4, 16000)[None], 16000)
+    path = tmp_path / "both.mkv"
+    with av.open(picture) as one, av.open(sound) as other, av.open(str(path), "w") as both:
+        tracks = [(source, both.add_stream_from_template(source.streams[0])) for source in (one, other)]
+        for source, track in tracks:
+            for packet in source.demux(source.streams[0]):
+                if packet.dts is not None:
+                    packet.stream = track
+                    both.mux(packet)
+    if not has_tag:
+        path.write_bytes(path.read_bytes().replace(b"DURATION", b"duration"))
+    assert estimate_frames(open_video(str(path))) == 20
+
+
 def test_a_time_code_names_the_frame() -> None:
     assert timecode(0, 25) == "00:00:00:00"
     assert timecode(25 * 3723 + 7, 25) == "01:02:03:07"

@@ -6,9 +6,10 @@ where the result would.
 
 import dataclasses
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from audio.assess import assess
 from face_detection.api import Detection, FaceAlignment, face_identity
+from face_detection.stable_crop import stable_crops
 from face_detection.tracks import (
     CutDetector,
     FaceTrack,
@@ -36,6 +38,7 @@ from face_detection.tracks import (
 )
 from temporal_consistency import GUIDED_STEPS, head_motion
 
+from .color_util import light_gains
 from .dist_util import choose_device
 from .errors import InputError
 from .gaussian_diffusion import GaussianDiffusion, X0Fn
@@ -43,9 +46,10 @@ from .jobs import Job
 from .logger import peak_memory
 from .options import Options
 from .plan import DENOISE_SECONDS, X264_DELAY, Cost, Plan, Seen, advice, estimate_seconds, plan_lines
-from .sampling import Guide, SampleBatch, Sampler, determine_optimal_resolution, generate_crops
+from .quality_report import open_report
+from .sampling import Guide, SampleBatch, Sampler, WhiteBalanced, determine_optimal_resolution, generate_crops
 from .script_util import ModelConfig, create_gaussian_diffusion
-from .store import replace_when_complete
+from .store import replace_when_complete, writable_folder
 from .streams import Box, Item, Stages
 from .tfg_data_util import face_crop, inside_frame, sample_to_crops, visible_box
 from .video_util import VideoSource, VideoWriter, estimate_frames, timecode
@@ -135,8 +139,15 @@ class Work:
         """Of sampling."""
         return create_gaussian_diffusion(self.tools.config, self.options.timestep_respacing).num_timesteps
 
-    def sampler(self, box: Box) -> Sampler:
-        """Of the network for a face."""
+    def sampler(self, frame: np.ndarray, box: Box) -> Sampler:
+        """Of the network for a face, in the light of a frame, RGB uint8 [H, W, 3]."""
+        sampler = self._by_resolution(box)
+        if not self.options.white_balance:
+            return sampler
+        gains = light_gains(frame)
+        return WhiteBalanced(sampler, lambda _batch: gains)
+
+    def _by_resolution(self, box: Box) -> Sampler:
         tools = self.tools
         if tools.larger is None:
             return tools.sampler
@@ -154,7 +165,8 @@ def dry_run(work: Work) -> dict[str, Any]:
     options, video = work.options, work.clip.video
     n_source = min(estimate_frames(video), work.clip.n_windows)
     outlasts = options.audio_longer != "cut" or video.is_image
-    looks = look(video, 1 if options.sampling_input_type == "first_frame" else n_source, work.tools.detector)
+    n_looked_in = 1 if options.sampling_input_type == "first_frame" else n_source
+    looks = look(video, n_looked_in, work.tools.detector, describe_for(options))
     track = follow(looks, work)
     boxes = [box_of(track, place) for place in range(len(looks))]
     plan = Plan(
@@ -167,13 +179,25 @@ def dry_run(work: Work) -> dict[str, Any]:
     item = None
     if any(boxes):
         plan, item = measured(work, plan, track, looks)
-    path = Path(work.job.out_path).with_name(f"{Path(work.job.out_path).stem}_plan.png")
+    path = sheet_path(work.job.out_path)
     plan = dataclasses.replace(plan, sheet=str(path))
-    with replace_when_complete(path) as part:
-        Image.fromarray(sheet(looks, boxes, plan, item)).save(part, format="PNG")
     said = advice(plan, options, torch.cuda.is_available() and choose_device(options.device).type == "cpu")
     print("\n".join(plan_lines(plan, said)))
+    try:
+        with replace_when_complete(path) as part:
+            Image.fromarray(sheet(looks, boxes, plan, item)).save(part, format="PNG")
+    except OSError as error:
+        plan = dataclasses.replace(plan, sheet="")
+        print(f"notice: the sheet could not be written: {error}", file=sys.stderr)
     return {**dataclasses.asdict(plan), "advice": said}
+
+
+def sheet_path(out_path: str) -> Path:
+    """Beside the result; its name begins with the result's, with as much of it as a name has room for."""
+    path, ending = Path(out_path), "_plan.png"
+    room = os.pathconf(writable_folder(str(path.parent)), "PC_NAME_MAX") - len(ending)
+    stem = path.stem if len(os.fsencode(path.stem)) <= room else os.fsencode(path.stem)[:room].decode(errors="ignore")
+    return path.with_name(stem + ending)
 
 
 def heard(audio_path: str) -> list[str]:
@@ -189,12 +213,35 @@ def heard(audio_path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Look:
-    """At one frame. picture: a small one, `scale` times the frame's size."""
+    """At one frame.
+
+    :param picture: a small one, `scale` times the frame's size.
+    :param descriptors: what each of the faces looks like, float [128]; none where nobody asked.
+    """
 
     index: int
     faces: list[Detection]
     picture: np.ndarray
     scale: float
+    descriptors: list[np.ndarray]
+
+    def descriptor(self, face: Detection) -> np.ndarray:
+        """Of one of the faces."""
+        return next(its for its, other in zip(self.descriptors, self.faces, strict=True) if other is face)
+
+
+Describe = Callable[[np.ndarray, Detection], np.ndarray]
+
+
+def describe_for(options: Options) -> Describe | None:
+    """What tells people apart, where one of them is to be followed."""
+    if options.face_index == -1 or options.is_voxceleb2:
+        return None
+    try:
+        return face_identity().describe
+    except InputError as error:  # the run may do without it: in one shot in which nobody is lost
+        print(f"notice: this plan takes people by their place: {error}", file=sys.stderr)
+        return None
 
 
 def places(n: int) -> Iterator[int]:
@@ -208,7 +255,9 @@ def places(n: int) -> Iterator[int]:
             yield place
 
 
-def look(video: VideoSource, n_frames: int, detector: FaceAlignment | None) -> list[Look]:
+def look(
+    video: VideoSource, n_frames: int, detector: FaceAlignment | None, describe: Describe | None = None
+) -> list[Look]:
     """Faces in frames from all over the video, as many as there is time for; by their index.
 
     :raises InputError: when not one frame can be read.
@@ -222,18 +271,19 @@ def look(video: VideoSource, n_frames: int, detector: FaceAlignment | None) -> l
             is_late = time.perf_counter() > deadline
             if index >= place or is_late or (number == 0 and index not in looks):
                 if index not in looks and index < n_frames:
-                    looks[index] = _look(index, picture(), detector)
+                    looks[index] = _look(index, picture(), detector, describe)
                 break
     if not looks:
         raise InputError(f"--video_path {video.path}: no frame of it could be read")
     return [looks[index] for index in sorted(looks)]
 
 
-def _look(index: int, frame: np.ndarray, detector: FaceAlignment | None) -> Look:
+def _look(index: int, frame: np.ndarray, detector: FaceAlignment | None, describe: Describe | None) -> Look:
     scale = min(1.0, SHEET_WIDTH / COLUMNS[0] / frame.shape[1])
     size = max(1, round(scale * frame.shape[1])), max(1, round(scale * frame.shape[0]))
     picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return Look(index, detector.detect([frame])[0] if detector else [], picture, scale)
+    faces = detector.detect([frame])[0] if detector else []
+    return Look(index, faces, picture, scale, [describe(frame, face) for face in faces] if describe else [])
 
 
 def scene_changes(looks: Sequence[Look]) -> list[int]:
@@ -248,9 +298,10 @@ def follow(looks: Sequence[Look], work: Work) -> FaceTrack:
     if work.tools.detector is None:
         return fixed_track(len(looks), voxceleb2_box(video.height, video.width))
 
-    def identify(place: int, face: Detection) -> np.ndarray:
-        return face_identity().describe(next(video.frames(looks[place].index)), face)
+    def descriptor(place: int, face: Detection) -> np.ndarray:
+        return looks[place].descriptor(face)
 
+    identify = descriptor if any(each.descriptors for each in looks) else None
     is_cut = np.arange(len(looks)) > 0
     faces = VideoFaces([each.faces for each in looks], is_cut, (video.height, video.width), is_complete=False)
     try:
@@ -286,7 +337,9 @@ def measured(work: Work, plan: Plan, track: FaceTrack, looks: Sequence[Look]) ->
     if not items:
         return plan, None
     finished, steps = finish(work, items, costs)
-    n_encoded = encode(work, [item for item in finished if item.picture is not None], costs)
+    shown = [item for item in finished if item.picture is not None]
+    n_encoded = encode(work, shown, costs)
+    time_report(work, shown, plan.n_output, costs)
     seconds = estimate_seconds(
         costs, plan.n_source, plan.n_output, work.tools.batch_size, len(os.sched_getaffinity(0)),
         work.open_seconds + DENOISE_SECONDS[work.options.denoise_audio] * plan.sound_seconds,
@@ -317,9 +370,12 @@ def excerpt(work: Work, start: int, plan: Plan, box: np.ndarray, costs: dict[str
         no_cuts = np.zeros(len(frames), bool)
         faces = VideoFaces(nearest, no_cuts, (video.height, video.width), is_complete=True)
         try:
-            track = smooth_landmarks(build_track(faces, len(frames), pads=options.pad_pixels))
+            track = build_track(
+                faces, len(frames), pads=options.pad_pixels, smooth_window=1 if options.stable_crop else 5
+            )
         except InputError:
             return []
+        track = smooth_landmarks(stable_crops(track) if options.stable_crop else track)
     if options.follows_head:
         with timed(costs, "motion", len(frames)):
             track = with_motion(track, frames, head_motion)
@@ -339,7 +395,7 @@ def finish(work: Work, items: list[Item], costs: dict[str, Cost]) -> tuple[list[
     """
     first = items[0].face
     assert first is not None
-    sampler = work.sampler(first.box)
+    sampler = work.sampler(items[0].frame, first.box)
     reference = None if work.options.sampling_ref_type == "gt" else face_crop(items[0].frame, first)
 
     def sample(some: list[Item]) -> list[Item]:
@@ -385,6 +441,15 @@ def encode(work: Work, items: Sequence[Item], costs: dict[str, Cost]) -> int:
     files = 2 if options.save_orig else 1
     costs["encode"] = Cost(files * (time.perf_counter() - wall) / n, files * (time.process_time() - cpu) / n)
     return n
+
+
+def time_report(work: Work, items: Sequence[Item], n_output: int, costs: dict[str, Cost]) -> None:
+    """Time what --quality_report measures of the finished frames; the first is measured before, as it reads sound."""
+    for meter in open_report(work.job, work.options, work.clip.video, n_output, work.tools.detector):
+        meter.update(items[0])
+        with timed(costs, "report", len(items)):
+            for item in items:
+                meter.update(item)
 
 
 def memory(work: Work, n_items: int, n_encoded: int) -> float:

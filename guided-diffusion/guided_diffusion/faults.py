@@ -6,9 +6,9 @@ a frame that is softer or noisier than its neighbours is flagged.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -413,17 +413,6 @@ class Fault:
     score: float
     helps: str
 
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "time_code": time_code(self.seconds)}
-
-
-def time_code(seconds: float) -> str:
-    """As "0:01.240", from an hour on as "1:02:03.400"."""
-    milliseconds = round(1000 * seconds)
-    hours, minutes = divmod(milliseconds // 60000, 60)
-    rest = f"{milliseconds % 60000 / 1000:06.3f}"
-    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
-
 
 class FaultMeter:
     """Looks for faults in a result, frame by frame: fed in order, it keeps numbers, and the face of the last frame.
@@ -488,19 +477,26 @@ class FaultMeter:
         """float [F], the result's mouth opening over its width; NaN where it is not known."""
         return self._measured()["opening"]
 
-    def _measured(self) -> dict[str, np.ndarray]:
-        return dict(zip(MEASURES, np.array(self._rows, np.float64).reshape(-1, len(MEASURES)).T, strict=True))
+    def _measured(self, start: int = 0) -> dict[str, np.ndarray]:
+        rows = np.array(self._rows[start:], np.float64).reshape(-1, len(MEASURES))
+        return dict(zip(MEASURES, rows.T, strict=True))
 
-    def scores(self) -> dict[str, np.ndarray]:
-        """How faulty each frame is so far by the KINDS of faults, float [F]; above 1 it is."""
-        measured = self._measured()
-        scores = frame_scores(measured, self._shots)
+    def scores(self, last: int | None = None) -> dict[str, np.ndarray]:
+        """How faulty each frame is so far by the KINDS of faults, float [F]; above 1 it is.
+
+        :param last: so many of the last frames only, as if there were no others: it takes no longer for a long result.
+        """
+        n = len(self._rows)
+        start = 0 if last is None else max(0, n - last)
+        measured = self._measured(start)
+        shots = [slice(max(0, shot.start - start), shot.stop - start) for shot in self._shots if shot.stop > start]
+        scores = frame_scores(measured, shots)
         envelope = None
         if self.envelope is not None:
-            n = len(self._rows)
-            envelope = np.pad(self.envelope, (0, max(0, n - len(self.envelope))))[:n]
+            envelope = self.envelope[start:n]
+            envelope = np.pad(envelope, (0, n - start - len(envelope)))
             scores["sync"] = sync_scores(measured["opening"], envelope, self.fps)
-        scores["frozen"] = frozen_scores(measured["motion"], measured["head_motion"], envelope, self.fps, self._shots)
+        scores["frozen"] = frozen_scores(measured["motion"], measured["head_motion"], envelope, self.fps, shots)
         scores["unchanged"] = unchanged_scores(measured["change"], envelope)
         return scores
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from .errors import InputError
 from .media_util import check_source
-from .store import writable_folder
+from .options import Options
+from .store import check_writable, writable_folder
 from .video_util import check_target, is_original
 
 
@@ -85,6 +86,28 @@ def check_job(job: Job, save_orig: bool) -> None:
             f"--save_orig True would overwrite {job.orig_path}, which this version has not written; "
             "delete it, or give --save_orig False or another --out_path"
         )
+
+
+def report_path(job: Job, options: Options) -> Path | None:
+    """Of the job's quality report, if the options ask for one. In a list each has its own, named by its result."""
+    if options.quality_report is None:
+        return None
+    path = Path(options.quality_report)
+    return path.with_name(f"{path.stem}_{Path(job.out_path).stem}.html") if options.generate_from_filelist else path
+
+
+def check_report(job: Job, options: Options) -> None:
+    """:raises InputError: when the job's quality report cannot be written, or --stats would overwrite a part of it."""
+    page = report_path(job, options)
+    for path in (page, page.with_suffix(".json")) if page else ():
+        try:
+            check_writable(str(path))
+        except InputError as error:
+            raise InputError(f"--quality_report {options.quality_report}: {error}") from None
+        if options.stats is not None and os.path.realpath(options.stats) == os.path.realpath(path):
+            raise InputError(
+                f"--stats {options.stats}: --quality_report {options.quality_report} writes this file; give another one"
+            )
 
 
 def check_files(work_dir: str | None, stats: str | None, quality_report: str | None = None) -> None:

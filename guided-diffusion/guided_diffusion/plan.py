@@ -86,16 +86,17 @@ def estimate_seconds(
     In pass 1 the parts follow each other. In pass 2 they run beside each other: it is as long as the slowest of them
     (or as all of them together on the cores there are), and the others add what is still under way at either end.
 
-    :param costs: of decode, detect, motion, sample, stages and encode (both files); a part that is missing is not run.
+    :param costs: of decode, detect, motion, sample, stages, encode (both files) and report; what is missing is not run.
     :param sound: seconds until the sound is read.
     """
     first = sum(costs[part].wall + costs["decode"].wall for part in ("detect", "motion") if part in costs)
     delays = {"decode": batch_size, "sample": batch_size, "stages": 1, "encode": X264_DELAY}
-    ends = {part: min(n_output, delay) * costs[part].wall for part, delay in delays.items() if part in costs}
-    of_pass = [costs[part] for part in ends]
-    slowest = max(ends, key=lambda part: costs[part].wall)
-    beside = n_output * costs[slowest].wall + sum(ends.values()) - ends[slowest]
-    busy = n_output * sum(cost.cpu for cost in of_pass) / cores
+    walls = {part: costs[part].wall for part in delays if part in costs}
+    ends = {part: min(n_output, delays[part]) * wall for part, wall in walls.items()}
+    walls["encode"] += costs.get("report", Cost()).wall  # in the same thread
+    slowest = max(walls, key=walls.__getitem__)
+    beside = n_output * walls[slowest] + sum(ends.values()) - ends[slowest]
+    busy = n_output * sum(costs[part].cpu for part in (*walls, "report") if part in costs) / cores
     return sound + n_source * (first or costs["decode"].wall) + max(beside, busy)
 
 
@@ -117,6 +118,13 @@ def _of_faces(plan: Plan, options: Options) -> list[str]:
     missing, looked = len(plan.without_face), len(plan.seen)
     shrunk = max(plan.width, plan.height) > options.detection_size
     larger = f"--detection_size {min(max(plan.width, plan.height), 2 * options.detection_size)}, or " if shrunk else ""
+    first = next((each for each in plan.seen if each.n_faces), None)
+    if first is not None and options.face_index >= first.n_faces:
+        indices = "0" if first.n_faces == 1 else f"0 to {first.n_faces - 1}"
+        return [
+            f"--face_index {options.face_index}: the first frame with faces that was looked at (frame {first.index}) "
+            f"has {first.n_faces}: --face_index {indices}, or -1 for the best detected"
+        ]
     if missing == looked:
         return [f"no face in any of the {looked} frames looked at: {larger}another --face_detector"]
     if missing > MOST_WITHOUT_FACE * looked:
@@ -200,7 +208,8 @@ def _order(plan: Plan) -> str:
 def _faces(plan: Plan) -> str:
     found = len(plan.seen) - len(plan.without_face)
     if not found:
-        return f"in none of the {len(plan.seen)} frames looked at"
+        who = "the one to follow " if any(each.n_faces for each in plan.seen) else ""
+        return f"{who}in none of the {len(plan.seen)} frames looked at"
     if not any(each.n_faces for each in plan.seen):
         width = f"{plan.widths[0]} px wide (the network's: {plan.image_size})"
         return f"not looked for: a fixed part of the picture, {width}"

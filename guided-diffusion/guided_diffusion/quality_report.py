@@ -23,7 +23,7 @@ from face_detection.lip_metrics import sync_correlation
 
 from .errors import InputError
 from .faults import Fault, FaultMeter
-from .jobs import Job
+from .jobs import Job, report_path
 from .logger import peak_memory, versions
 from .options import Options
 from .report_page import Assessment, Picture, page
@@ -35,6 +35,7 @@ from .video_util import VideoSource, timecode
 ALMOST = 0.7  # of the threshold, which what comes after may still lower
 LOOK_EVERY = 48  # frames: then the worst of those that have neighbours on both sides are kept
 NEIGHBOURS = 16  # frames on either side with which a frame is compared
+TAIL = 2000  # last frames that are scored on the way: scoring all each time would take ever longer
 MOST_WORST, MOST_CLOSEUPS = 12, 6  # pictures
 PICTURE_WIDTH, JPEG_QUALITY = 320, 85  # px, of each of a pair
 FACE = (-0.1, 1.15, -0.15, 1.15)  # top, bottom, left, right of what a picture shows, in boxes
@@ -45,7 +46,7 @@ class Meter(Protocol):
     """What looks for faults: `faults.FaultMeter`."""
 
     def update(self, item: Item, /) -> None: ...
-    def scores(self) -> dict[str, np.ndarray]: ...
+    def scores(self, last: int | None = None, /) -> dict[str, np.ndarray]: ...
     def faults(self) -> list[Fault]: ...
     @property
     def openings(self) -> np.ndarray: ...
@@ -113,12 +114,13 @@ class QualityReport:
     def _keep_worst(self, before: int) -> None:
         """Of the recent pictures from before this frame keep those of the worst faults, or near to one, only."""
         assert self._meter is not None
-        scores = self._meter.scores()
+        scores = self._meter.scores(TAIL)
         for frame in [frame for frame in self._recent if frame < before]:
             jpeg = self._recent.pop(frame)
-            kind = max(scores, key=lambda name: scores[name][frame])
-            if scores[kind][frame] > ALMOST:
-                self._worst.append(Picture(frame, jpeg, float(scores[kind][frame]), kind))
+            its = {kind: float(values[frame - self._count]) for kind, values in scores.items()}
+            kind = max(its, key=its.__getitem__)
+            if its[kind] > ALMOST:
+                self._worst.append(Picture(frame, jpeg, its[kind], kind))
         self._worst = worst_of(self._worst)
 
     def _write(self, said: Mapping[str, Any], checkpoint: str) -> None:
@@ -137,11 +139,10 @@ class QualityReport:
             settings=changed_settings(self.options), cost=said["ms_per_frame"], seconds=said["seconds"],
             memory=peak_memory(), versions=versions(),
         )  # fmt: skip
-        for path, text in (
-            (self.path.with_suffix(".json"), json.dumps(found.as_json(), indent=1)), (self.path, page(found)),
-        ):  # fmt: skip
+        texts = {self.path.with_suffix(".json"): json.dumps(found.as_json(), indent=1), self.path: page(found)}
+        for path, text in texts.items():
             with replace_when_complete(path) as part:
-                part.write_text(text, encoding="utf-8")
+                part.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path need not be UTF-8
         print(f"{self.path}: {found.grade}: {'; '.join(found.reasons)}")
 
     def _slate(self, said: Mapping[str, Any], checkpoint: str) -> dict[str, str]:
@@ -238,12 +239,10 @@ def changed_settings(options: Options) -> dict[str, str]:
 def open_report(
     job: Job, options: Options, video: VideoSource, n_frames: int, detector: FaceAlignment | None
 ) -> list[QualityReport]:
-    """The one of a job, or none where the options ask for none. In a list each job has its own, named by its result."""
-    if options.quality_report is None:
+    """The one of a job, or none where the options ask for none."""
+    path = report_path(job, options)
+    if path is None:
         return []
-    path = Path(options.quality_report)
-    if options.generate_from_filelist:
-        path = path.with_name(f"{path.stem}_{Path(job.out_path).stem}.html")
     # other detectors' landmarks are a network's, as long as a frame's sampling on a CPU
     finds_lips = detector is not None and (options.face_detector == "dlib" or options.finds_landmarks)
     lip_landmarks = detector.lip_landmarks if detector is not None and finds_lips else None

@@ -103,7 +103,7 @@ class Assessment:
             "reasons": self.reasons,
             "n_faulty": self.n_faulty,
             "faults": [
-                {**fault.as_json(), "timecode": timecode(fault.first, self.fps)} for fault in self.faults
+                {**dataclasses.asdict(fault), "timecode": timecode(fault.first, self.fps)} for fault in self.faults
             ],
             "scores": {name: _numbers(values) for name, values in self.scores.items()},
             "openings": _numbers(self.openings),

@@ -87,6 +87,25 @@ def writable_folder(path: str) -> str:
     return folder
 
 
+def check_writable(path: str) -> None:
+    """:raises InputError: unless a file can be written to `path`. Creates nothing, so call it before the work."""
+    target = os.path.realpath(path)  # of a symbolic link, also one that leads nowhere yet
+    if os.path.isdir(target):
+        raise InputError(f"{path!r} cannot be written: it is a folder; name a file")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise InputError(f"{path!r} cannot be written: it is a pipe or device; name a file")
+    try:
+        folder = writable_folder(os.path.dirname(target))
+    except InputError as error:
+        raise InputError(f"{path!r} cannot be written: {error}") from None
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    for name in os.path.relpath(target, folder).split(os.sep):
+        if len(os.fsencode(name)) > longest:
+            raise InputError(
+                f"{path!r} cannot be written: {name!r} has {len(os.fsencode(name))} bytes; give at most {longest}"
+            )
+
+
 @contextmanager
 def replace_when_complete(path: Path, is_one_of_many: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the target's place when the block ends well.

@@ -6,6 +6,7 @@ Frames are RGB uint8 [H, W, 3] at a constant rate.
 import contextlib
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from .media_util import (
     video_stream,
 )
 from .picture_util import HDR_TRANSFERS, Orientation, deinterlaced, is_transparent, orientation, to_rgb
-from .store import replace_when_complete, writable_folder
+from .store import check_writable, replace_when_complete
 
 Order = Literal["cut", "loop", "pingpong"]
 
@@ -48,6 +49,7 @@ X264_PRESETS = (
 X264_MAX_SIDE = 16384
 _ORIGINAL = "the source's frames, by lip-sync with Diff2Lip"  # what such a file says of itself
 BACKWARD_CHUNK = 16  # frames held at once while a clip runs backwards
+_DURATION_TAG = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)  # of a Matroska track
 
 # see _EXACT in picture_util.py
 _EXACT_FILTER = "bicubic+accurate_rnd+full_chroma_inp"
@@ -229,11 +231,21 @@ def estimate_frames(video: VideoSource) -> int:
     if video.is_image:
         return 1
     with _opened(video.path) as (container, stream):
-        if stream is not None and stream.duration and stream.time_base:
-            length = stream.duration * stream.time_base
-        else:
-            length = Fraction(container.duration or 0, av.time_base)
+        length = _picture_length(container, stream)
     return max(1, round(length * video.fps)) if length > 0 else count_frames(video)
+
+
+def _picture_length(container: av.container.InputContainer, stream: av.VideoStream | None) -> Fraction:
+    """Seconds, as the file says, of the picture alone; 0 where it says nothing of it."""
+    if stream is not None and stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    tag = _DURATION_TAG.fullmatch(stream.metadata.get("DURATION", "")) if stream is not None else None
+    if tag:
+        hours, minutes, rest = map(Fraction, tag.groups())
+        return 3600 * hours + 60 * minutes + rest
+    if container.streams.audio:  # the file's length may be that of its sound
+        return Fraction(0)
+    return Fraction(container.duration or 0, av.time_base)
 
 
 def source_index(i: int, n_source: int, mode: Order) -> int:
@@ -288,21 +300,7 @@ def check_target(path: str) -> None:
     """Raise InputError unless a video can be written to `path`. Creates nothing, so call it before the work starts."""
     if os.path.splitext(path)[1].lower() not in CONTAINER_FORMATS:
         raise InputError(f"{path!r} cannot be written: its name must end in {', '.join(CONTAINER_FORMATS)}")
-    target = os.path.realpath(path)  # of a symbolic link, also one that leads nowhere yet
-    if os.path.isdir(target):
-        raise InputError(f"{path!r} cannot be written: it is a folder; name a file")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise InputError(f"{path!r} cannot be written: it is a pipe or device; name a file")
-    try:
-        folder = writable_folder(os.path.dirname(target))
-    except InputError as error:
-        raise InputError(f"{path!r} cannot be written: {error}") from None
-    longest = os.pathconf(folder, "PC_NAME_MAX")
-    for name in os.path.relpath(target, folder).split(os.sep):
-        if len(os.fsencode(name)) > longest:
-            raise InputError(
-                f"{path!r} cannot be written: {name!r} has {len(os.fsencode(name))} bytes; give at most {longest}"
-            )
+    check_writable(path)
 
 
 def is_original(path: str) -> bool:
