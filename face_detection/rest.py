@@ -13,12 +13,18 @@ from face_detection.playback import Playback
 from guided_diffusion.lip_util import LIP, inter_ocular_distance, mouth_width
 from guided_diffusion.streams import Face
 from guided_diffusion.tfg_data_util import create_gradient_mask, resize_crop, visible_box
+from post_processing import create_lip_mask
 
 CLOSED = 0.08
 """Opening (`mouth_opening`) below which lips touch or nearly do."""
 
 AS_CLOSED = 0.01
 """Openings that differ by less are the same: the landmarks' noise."""
+
+AROUND_LIPS = 1.6
+"""Expansion factor of the lips' mask (`create_lip_mask`): an open mouth that the network painted is covered as well."""
+
+SIGMAS = np.linspace(0.3, 1.5, 13)  # px, of the blurs that are tried
 
 PURSED = 0.2
 """What a mouth that is by 1 (a logarithm) wider or narrower than usual counts like, as a distance of poses: lips are
@@ -32,10 +38,10 @@ lips begin below, and lie in the middle; beside them are hair and background, wh
 class RestPictures:
     """Lays the picture of a mouth at rest over what was generated for a silent frame.
 
-    The picture is the shot's own (`rest_frames`), aligned at nose and eyes, at the resolution of what it covers. It
-    shows in the generated part and fades towards its edges, where the network's continues the frame. It is not left to
-    the network: real64 reads the opening from the crop's upper half or its framing, whatever sound and reference say
-    (docs/benchmarks.md).
+    The picture is the shot's own (`rest_frames`), aligned at nose and eyes, at the resolution of what it covers and no
+    sharper than that. It shows on the mouth, in the generated part, and fades around it: the jaw of another frame would
+    be a second one beside the network's. It is not left to the network: real64 reads the opening from the crop's upper
+    half or its framing, whatever sound and reference say (docs/benchmarks.md).
 
     :param playback: its track has landmarks.
     :param shares: float32 [n_output], how far the mouth is at rest in each output frame.
@@ -52,17 +58,20 @@ class RestPictures:
     def __call__(self, face: Face, crop: np.ndarray) -> np.ndarray:
         """The crop uint8 [h, w, 3] that was generated for the face, eased into the picture at rest."""
         source = int(self.sources[face.index])
-        if source < 0 or face.landmarks is None:
+        if source < 0 or face.landmarks is None or face.crop_landmarks is None:
             return crop
         y1, y2, x1, x2 = face.box
         to_face = np.vstack([head_similarity(self._landmarks[source], face.landmarks), (0, 0, 1)])
         to_box = (np.linalg.inv(face.crop_to_frame) @ to_face)[:2]
         rest = cv2.warpAffine(self._frame(source), to_box, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REPLICATE)
         height, width = crop.shape[:2]
-        rest = resize_crop(rest, height, width)
         kernel = height // FADE[0], width // FADE[1]
-        alpha = create_gradient_mask(1, height, width, self._face_hide_percentage, kernel)[0, 0, :, :, None]
-        shown = crop + float(self._shares[face.index]) * alpha.numpy() * (rest.astype(np.float32) - crop)
+        alpha = create_gradient_mask(1, height, width, self._face_hide_percentage, kernel)[0, 0].numpy()
+        own, others = face.crop_landmarks[LIP], self._landmarks[source][LIP] @ to_box[:, :2].T + to_box[:, 2]
+        mouths = np.stack([own, others]) * (width / (x2 - x1), height / (y2 - y1))
+        alpha *= create_lip_mask((height, width), mouths, AROUND_LIPS)
+        rest = as_soft_as(resize_crop(rest, height, width), crop, alpha)
+        shown = crop + float(self._shares[face.index]) * alpha[..., None] * (rest.astype(np.float32) - crop)
         return np.rint(shown).astype(np.uint8)
 
     def summary(self) -> str:
@@ -73,6 +82,27 @@ class RestPictures:
         if is_open.any():
             told.append(f"{counts[is_open].sum()} of them open, as the mouth never closes there")
         return f"silence: {', '.join(told)}"
+
+
+def as_soft_as(picture: np.ndarray, other: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The picture blurred until it has no more detail than another one: a network paints softer than a camera, and what
+    is done to its softness afterwards would be too much for the picture.
+
+    :param picture: RGB uint8 [h, w, 3]; `other` likewise.
+    :param weight: float32 [h, w], where the detail counts.
+    """
+
+    def detail(image: np.ndarray) -> float:
+        light = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        return float((np.abs(cv2.Laplacian(light, cv2.CV_32F)) * weight).sum())
+
+    most = detail(other)
+    blurred = picture
+    for sigma in SIGMAS:
+        if detail(blurred) <= most:
+            break
+        blurred = cv2.GaussianBlur(picture, (0, 0), sigma)
+    return blurred
 
 
 def rest_frames(playback: Playback, shares: np.ndarray) -> np.ndarray:

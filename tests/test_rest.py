@@ -8,7 +8,7 @@ import numpy as np
 from test_lip_metrics import face, moved
 
 from face_detection.playback import Playback
-from face_detection.rest import RestPictures, rest_frames
+from face_detection.rest import RestPictures, as_soft_as, rest_frames
 from face_detection.tracks import fixed_track
 from guided_diffusion.tfg_data_util import crop_box, resize_crop
 
@@ -111,12 +111,14 @@ def test_it_is_aligned_to_the_head_at_the_resolution_of_what_it_covers() -> None
     """The pictures do not differ but in how the head is moved: aligned, the one at rest is the frame itself."""
     still, aside = (1, 0, 0, 0), (1.1, 0.1, 2, -5)
     moves = tuple(aside if frame == 1 else still for frame in range(N))
-    landmarks = np.stack([moved(points, *move) for points, move in zip(gaps(f1=1), moves, strict=True)])
+    upright = gaps(f1=1)
+    upright[:, 48:] = upright[:, 48:] / 4 + (57, 88)
+    landmarks = np.stack([moved(points, *move) for points, move in zip(upright, moves, strict=True)])
     playback = played(landmarks, Video(moves))
-    made = at_rest(playback, 6, np.full((64, 64, 3), 255, np.uint8))
+    made = at_rest(playback, 6, np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     assert (made.shape, made.dtype) == ((64, 64, 3), np.uint8)
     own, other = (resize_crop(crop_box(playback.source_frame(source), BOX), 64, 64) for source in (6, 1))
-    mouth = np.s_[42:54, 24:40]
+    mouth = np.s_[46:51, 28:36]
     assert np.abs(made[mouth].astype(int) - own[mouth]).mean() < 2
     assert np.abs(made[mouth].astype(int) - other[mouth]).mean() > 10
 
@@ -130,6 +132,25 @@ def test_it_fades_within_the_generated_part_and_eases_in() -> None:
     assert np.abs(rested - 200)[[32, 63], 24:40].mean() < 0.3 * np.abs(rested - 200)[40:55, 24:40].mean()
     np.testing.assert_allclose(half, (rested + 200) / 2, atol=1)
     assert (crop == 200).all()
+
+
+def test_it_shows_on_the_mouth_and_leaves_the_jaw_to_the_network() -> None:
+    """The jaw of a closed mouth lay as a second one over that of an open one."""
+    landmarks = gaps(f1=1)
+    landmarks[:, 48:] = landmarks[:, 48:] / 5 + (60, 90)
+    made = at_rest(played(landmarks), 6, np.full((64, 64, 3), 200, np.uint8)).astype(int)
+    assert np.abs(made - 200)[44:52, 28:36].mean() > 10
+    assert (made[58:] == 200).all()
+
+
+def test_it_is_no_sharper_than_what_it_covers() -> None:
+    """Sharpened as the network's soft lips are, filmed ones got black and white rims."""
+    sharp = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    soft = cv2.GaussianBlur(sharp, (0, 0), 0.7)
+    weight = np.ones((64, 64), np.float32)
+    as_soft = as_soft_as(sharp, soft, weight)
+    assert np.abs(as_soft.astype(int) - soft).mean() < 3
+    assert np.array_equal(as_soft_as(soft, sharp, weight), soft)
 
 
 def test_a_face_without_a_picture_at_rest_stays_as_it_was_generated() -> None:
