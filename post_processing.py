@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from face_detection.lip_metrics import landmark_distance, mouth_opening
 from guided_diffusion.color_util import find_cast, mean_cast, to_lab, without_cast
 from guided_diffusion.denoise_util import NOISE_RADIUS, noise_level, without_noise
-from guided_diffusion.lip_util import LIP, LipLandmarks, calculate_mouth_opening, mouth_width
+from guided_diffusion.lip_util import LIP, LipLandmarks, calculate_mouth_opening, mouth_area, mouth_width
 from guided_diffusion.seam_util import box_contour, mask_contour, seam_ratio
 from guided_diffusion.streams import Box, Face, Item, Stage, in_batches, in_windows
 from guided_diffusion.tfg_data_util import (
@@ -27,7 +27,7 @@ from guided_diffusion.tfg_data_util import (
     to_float,
     to_levels,
 )
-from temporal_consistency import FlickerMeter, WarpErrorMeter, mouth_area, ratio
+from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
 
 # ---------------------------------------------------------------------------------------------------------- the paste
 

@@ -19,7 +19,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion, X0Fn
-from guided_diffusion.lip_util import MOUTH_REGION, near_lips
+from guided_diffusion.lip_util import mouth_area, near_lips
 from guided_diffusion.sampling import SampleBatch
 from guided_diffusion.streams import Box, Face, Item, Stage, in_windows
 from guided_diffusion.tfg_data_util import enlarging, inside_frame, lower_half_mask
@@ -336,17 +336,6 @@ def _from_edges(face: Face) -> np.ndarray:
     height, width = y2 - y1, x2 - x1
     to_box = np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]])
     return np.asarray(face.crop_to_frame @ to_box)
-
-
-def mouth_area(face: Face, height: int, width: int) -> np.ndarray:
-    """bool [height, width], of a crop of this size: around the lips, or where they may be without landmarks."""
-    y1, y2, x1, x2 = face.box
-    landmarks = face.crop_landmarks
-    if landmarks is None:
-        lips = MOUTH_REGION * (width, height)
-    else:
-        lips = landmarks[48:68] * (width / (x2 - x1), height / (y2 - y1))
-    return near_lips(np.rint(lips).astype(np.int32), height, width)
 
 
 # ------------------------------------------------------------------------------------------------------- measures

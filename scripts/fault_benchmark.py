@@ -27,8 +27,9 @@ from audio.hparams import HParams, front_end
 from face_detection.api import FaceAlignment
 from generate import build_stages
 from guided_diffusion.engines import choose_engine
-from guided_diffusion.faults import CropJudge, Fault, FaultMeter, mouth_at
+from guided_diffusion.faults import CropJudge, Fault, FaultMeter
 from guided_diffusion.jobs import Job
+from guided_diffusion.lip_util import mouth_area
 from guided_diffusion.networks import load_sampler
 from guided_diffusion.options import Options
 from guided_diffusion.sampling import Crops, DiffusionSampler, Retrying, SampleBatch, of_rows
@@ -91,7 +92,7 @@ def without_mouth(items: Sequence[Item], random: Random) -> list[Item]:
         assert face is not None
 
         def change(crop: np.ndarray) -> np.ndarray:
-            mask = mouth_at(face, len(crop)).astype(np.uint8)
+            mask = mouth_area(face, len(crop), len(crop)).astype(np.uint8)
             if how == "skin":
                 levels = np.rint(crop * 255).astype(np.uint8)
                 return cv2.inpaint(levels, mask, 3, cv2.INPAINT_TELEA).astype(np.float32) / 255

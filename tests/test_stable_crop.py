@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from face_detection.playback import Playback
 from face_detection.stable_crop import SIGMA, face_roll, smoothed, stable_crops
 from face_detection.tracks import FaceTrack
-from guided_diffusion.faults import measure_lips, mouth_at
+from guided_diffusion.faults import measure_lips
+from guided_diffusion.lip_util import mouth_area
 from guided_diffusion.sampling import SampleBatch, generate_crops
 from guided_diffusion.streams import Face, Item
 from guided_diffusion.tfg_data_util import crop_box, face_crop, to_float, to_tensor
@@ -348,4 +349,4 @@ def test_skin_and_mouth_are_looked_for_in_the_crop_as_placed() -> None:
 
 
 def mouth_64(face: Face) -> np.ndarray:
-    return mouth_at(face, 64)
+    return mouth_area(face, 64, 64)

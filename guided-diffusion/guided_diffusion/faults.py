@@ -15,15 +15,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import maximum_filter1d, median_filter
 
-from .denoise_util import NOISE_FILTER
+from .denoise_util import GAUSSIAN, NOISE_FILTER
 from .lip_util import (
-    LIP,
-    MOUTH_REGION,
     LipLandmarks,
     calculate_mouth_opening,
     inter_ocular_distance,
+    mouth_area,
     mouth_width,
-    near_lips,
     opening_correlation,
 )
 from .sampling import SampleBatch
@@ -56,14 +54,6 @@ def lab_at(crop: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB))
 
 
-def source_lips(face: Face) -> np.ndarray | None:
-    """The source's lips, float [20, 2], (x, y) in pixels of the box, where its landmarks are known."""
-    landmarks = face.crop_landmarks
-    if landmarks is None or not np.isfinite(landmarks[LIP]).all():
-        return None
-    return landmarks[LIP]
-
-
 def upright(frame: np.ndarray, face: Face) -> tuple[np.ndarray, Box]:
     """A picture in which the face's crop fills an upright box, and that box: the frame, or of a placed crop what is
     around it, turned with it, which leaves its edges where seams are looked for.
@@ -81,14 +71,6 @@ def upright(frame: np.ndarray, face: Face) -> tuple[np.ndarray, Box]:
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
     return around, (AROUND, AROUND + height, AROUND, AROUND + width)
-
-
-def mouth_at(face: Face, size: int) -> np.ndarray:
-    """bool [size, size], of the face's crop at this size: where the source's mouth is, or may be."""
-    y1, y2, x1, x2 = face.box
-    lips = source_lips(face)
-    points = MOUTH_REGION if lips is None else lips / (x2 - x1, y2 - y1)
-    return near_lips(np.rint(points * size).astype(np.int32), size, size)
 
 
 def measure_face(
@@ -126,7 +108,7 @@ def measure_crop(
     :param lips: the result's, float [20, 2], (x, y) in pixels of `shown`.
     :param size: of the crop as the network made it.
     """
-    values = measure_face(lab_at(shown, size), lab_at(source, size), mouth_at(face, size), face_hide_percentage)
+    values = measure_face(lab_at(shown, size), lab_at(source, size), mouth_area(face, size, size), face_hide_percentage)
     return values | measure_lips(lips, face)
 
 
@@ -244,7 +226,7 @@ def residuals(values: np.ndarray, shots: Sequence[slice]) -> np.ndarray:
 def excess(badness: np.ndarray, values: np.ndarray, least: float) -> np.ndarray:
     """The badness float [F] in thresholds: `least`, or SCATTER standard deviations of the values if that is more."""
     middle = np.median(values) if len(values) else 0.0
-    scatter = 1.4826 * np.median(np.abs(values - middle)) if len(values) else 0.0
+    scatter = GAUSSIAN * np.median(np.abs(values - middle)) if len(values) else 0.0
     return badness / max(abs(middle) + SCATTER * scatter, least)
 
 
@@ -467,7 +449,7 @@ class FaultMeter:
         light = lab_at(shown, size)[..., 0]
         if self._last is not None and self._last.shape == light.shape:
             moved = np.abs(light - self._last)
-            values["motion"] = _mean(moved[mouth_at(face, size)])
+            values["motion"] = _mean(moved[mouth_area(face, size, size)])
             values["head_motion"] = _mean(moved[: size // 2])
         self._last = light
         return values

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from .streams import Face
+
 LIP = slice(48, 68)
 """The lip's points among the 68 (iBUG order)."""
 
@@ -46,6 +48,17 @@ def near_lips(lips: np.ndarray, height: int, width: int) -> np.ndarray:
     cv2.fillConvexPoly(mouth, cv2.convexHull(lips), 1)
     reach = round(LIP_MARGIN * height)
     return cv2.dilate(mouth, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))) > 0
+
+
+def mouth_area(face: Face, height: int, width: int) -> np.ndarray:
+    """bool [height, width], of the face's crop at this size: around the source's lips, or where they may be where its
+    landmarks are not known."""
+    y1, y2, x1, x2 = face.box
+    landmarks = face.crop_landmarks
+    lips = MOUTH_REGION
+    if landmarks is not None and np.isfinite(landmarks[LIP]).all():
+        lips = landmarks[LIP] / (x2 - x1, y2 - y1)
+    return near_lips(np.rint(lips * (width, height)).astype(np.int32), height, width)
 
 
 def opening_correlation(opening: np.ndarray, envelope: np.ndarray) -> float:
