@@ -30,9 +30,8 @@ PURSED = 0.2
 """What a mouth that is by 1 (a logarithm) wider or narrower than usual counts like, as a distance of poses: lips are
 closed when they are pursed for a p too, which does not look like rest."""
 
-FADE = 8, 3
-"""The picture at rest fades in over the edges of the generated part in these fractions of the crop's height and width:
-lips begin below, and lie in the middle; beside them are hair and background, which do not move with the head."""
+FADE = 8
+"""The picture at rest fades in over the edges of the generated part in this fraction of the crop's height."""
 
 
 class RestPictures:
@@ -65,8 +64,7 @@ class RestPictures:
         to_box = (np.linalg.inv(face.crop_to_frame) @ to_face)[:2]
         rest = cv2.warpAffine(self._frame(source), to_box, (x2 - x1, y2 - y1), borderMode=cv2.BORDER_REPLICATE)
         height, width = crop.shape[:2]
-        kernel = height // FADE[0], width // FADE[1]
-        alpha = create_gradient_mask(1, height, width, self._face_hide_percentage, kernel)[0, 0].numpy()
+        alpha = create_gradient_mask(1, height, width, self._face_hide_percentage, height // FADE)[0, 0].numpy()
         own, others = face.crop_landmarks[LIP], self._landmarks[source][LIP] @ to_box[:, :2].T + to_box[:, 2]
         mouths = np.stack([own, others]) * (width / (x2 - x1), height / (y2 - y1))
         alpha *= create_lip_mask((height, width), mouths, AROUND_LIPS)
