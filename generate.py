@@ -32,15 +32,14 @@ from face_detection.rest import RestPictures
 from face_detection.stable_crop import stable_crops
 from face_detection.tracks import (
     FaceTrack,
-    VideoFaces,
     build_track,
     check_face_index,
-    find_faces,
     fixed_track,
     smooth_landmarks,
     voxceleb2_box,
     with_motion,
 )
+from face_detection.video_faces import VideoFaces, find_faces
 from guided_diffusion.color_util import light_gains
 from guided_diffusion.dist_util import Ranks, choose_device, join_ranks
 from guided_diffusion.dry_run import Work, dry_run, impatient

@@ -1,30 +1,24 @@
-"""Faces through a video: every face as detected, whom to follow, across which gaps, in which smoothed boxes."""
+"""One person's face through a video: across which gaps, in which smoothed boxes."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from itertools import groupby, islice, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
-from face_detection.api import MIN_FACE_SIDE, SAME_PERSON, Corners, Detection
+from face_detection.api import MIN_FACE_SIDE, Corners, Detection
+from face_detection.array_files import check_arrays, load_arrays, save_arrays
+from face_detection.following import MAX_GAP, Identify, choose, follow
+from face_detection.video_faces import VideoFaces
 from guided_diffusion.errors import InputError
-from guided_diffusion.store import replace_when_complete
 from guided_diffusion.streams import Box, Face
 from guided_diffusion.tfg_data_util import visible_box
-
-MAX_GAP = 12
-"""Frames without the face that are bridged by interpolation: half a second at 25 fps."""
-
-MIN_OVERLAP = 0.1
-"""A face belongs to the one seen last when their boxes' intersection over union is at least this."""
 
 MOUTH_HEIGHT = 0.75
 """Where the mouth is in a detector's box, of its height."""
@@ -40,171 +34,7 @@ JUMP_REACH = 3  # frames on either side: up to three wrong ones in a row are out
 RIGID = slice(17, 48)  # landmarks that move with the head: brows, nose, eyes
 
 Pads = tuple[int, int, int, int]
-Detect = Callable[[Sequence[np.ndarray]], list[list[Detection]]]
-
 HeadMotion = Callable[[np.ndarray, np.ndarray, Box], "np.ndarray | None"]
-
-Identify = Callable[[int, Detection], np.ndarray]
-"""The index of a frame and a face in it -> the face's descriptor (`FaceIdentity.describe` of the frame, read again)."""
-
-
-# -------------------------------------------------------------------------------------- every face, as it was detected
-
-
-@dataclass(frozen=True)
-class VideoFaces:
-    """Every face of every frame of a video, or of its beginning, as detected.
-
-    It depends on the video and the detector only, not on what is made of it: `build_track`.
-    """
-
-    faces: list[list[Detection]]
-    """Of each frame, best score first."""
-    is_cut: np.ndarray
-    """bool [F], True on the first frame after a hard cut; frame 0 is False."""
-    size: tuple[int, int]
-    """Height and width of the frames in pixels; (0, 0) without any."""
-    is_complete: bool
-    """Whether the video is known to end here. False means that it goes on, or ends just at the last frame wanted."""
-
-    def suffices(self, n_frames: int) -> bool:
-        """Whether the first n_frames of the video are here, or all that it has."""
-        return self.is_complete or len(self.faces) >= n_frames
-
-    @property
-    def next_start(self) -> int:
-        """The index of the first frame that `find_faces` needs to continue: the last one again."""
-        return max(0, len(self.faces) - 1)
-
-    def save(self, path: str | Path) -> None:
-        """Writes an .npz; the file appears complete or not at all."""
-        detections = [face for faces in self.faces for face in faces]
-        unknown = np.full((68, 2), np.nan, np.float32)
-        landmarks = [unknown if face.landmarks is None else face.landmarks for face in detections]
-        _save_arrays(
-            path,
-            {
-                "counts": np.array([len(faces) for faces in self.faces], np.int64),
-                "corners": np.array([face.box for face in detections], np.float64).reshape(-1, 4),
-                "scores": np.array([face.score for face in detections], np.float64),
-                "landmarks": np.array(landmarks, np.float32).reshape(-1, 68, 2),
-                "is_cut": self.is_cut,
-                "size": np.array(self.size, np.int64),
-                "is_complete": np.array(self.is_complete),
-            },
-        )
-
-    @classmethod
-    def stored(cls, path: Path) -> VideoFaces | None:
-        """Reads what `save` wrote; None when there is none yet, or it was damaged: then it is to be found anew."""
-        try:
-            return cls.load(path) if path.is_file() else None
-        except InputError:
-            print(f"notice: {path} is damaged; the faces are looked for again", file=sys.stderr)
-            return None
-
-    @classmethod
-    def load(cls, path: str | Path) -> VideoFaces:
-        """Reads what `save` wrote.
-
-        :raises InputError: the file is something else.
-        :raises OSError: the file cannot be read.
-        """
-        return _load_arrays(path, "the faces of a video", cls._from_arrays)
-
-    @classmethod
-    def _from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> VideoFaces:
-        """:raises KeyError, ValueError: these are not the arrays that `save` wrote."""
-        frames, detections = (np.size(arrays[name]) for name in ("counts", "scores"))
-        _check_arrays(
-            arrays,
-            {
-                "counts": (np.int64, (frames,)),
-                "corners": (np.float64, (detections, 4)),
-                "scores": (np.float64, (detections,)),
-                "landmarks": (np.float32, (detections, 68, 2)),
-                "is_cut": (np.bool_, (frames,)),
-                "size": (np.int64, (2,)),
-                "is_complete": (np.bool_, ()),
-            },
-        )
-        if arrays["counts"].sum() != detections:
-            raise ValueError(f"{arrays['counts'].sum()} faces are counted, {detections} are there")
-        rest = iter(zip(arrays["corners"].tolist(), arrays["scores"].tolist(), arrays["landmarks"], strict=True))
-        faces = [
-            [
-                Detection(tuple(box), score, None if np.isnan(landmarks).any() else landmarks)
-                for box, score, landmarks in islice(rest, count)
-            ]
-            for count in arrays["counts"].tolist()
-        ]
-        height, width = arrays["size"].tolist()
-        return cls(faces, arrays["is_cut"], (height, width), bool(arrays["is_complete"]))
-
-
-def find_faces(
-    frames: Iterable[np.ndarray],
-    detect: Detect,
-    batch_size: int,
-    known: VideoFaces | None = None,
-    *,
-    n_frames: int | None = None,
-    check: Callable[[VideoFaces], object] | None = None,
-) -> VideoFaces:
-    """Looks for faces and cuts in a video, or continues to.
-
-    The frames are streamed: at most `batch_size` of them are held.
-
-    :param frames: of the video, RGB uint8 [H, W, 3], all of one size. With `known` they start at `known.next_start`:
-        the last frame again, which the cut detector compares with the next one.
-    :param detect: faces of each image of a batch, best score first (`FaceAlignment.detect`).
-    :param batch_size: frames per call of `detect`.
-    :param known: what an earlier call found in the beginning of the same video.
-    :param n_frames: the first so many frames of the video are wanted; None wants all.
-    :param check: called once, with what there is by then, as soon as a batch shows a face: what it raises ends the
-        search early (`check_face_index`).
-    """
-    known = known or VideoFaces([], np.zeros(0, bool), (0, 0), is_complete=False)
-    faces, is_cut, size = list(known.faces), known.is_cut.tolist(), known.size
-
-    def found(is_complete: bool) -> VideoFaces:
-        return VideoFaces(list(faces), np.array(is_cut, dtype=bool), size, is_complete)
-
-    rest = iter(frames)
-    cuts = CutDetector()
-    any(map(cuts.update, islice(rest, len(faces[-1:]))))  # the known frame, if there is one
-    while True:
-        if check and any(faces):
-            check(found(is_complete=False))
-            check = None
-        wanted = batch_size if n_frames is None else min(batch_size, n_frames - len(faces))
-        if wanted <= 0:
-            return found(is_complete=False)
-        # The batch is never bound to a name here: it would live on while the next one is read.
-        observed = _observe(list(islice(rest, wanted)), detect, cuts)
-        if observed is None:
-            return found(is_complete=True)
-        new_faces, new_cuts, size = observed
-        faces += new_faces
-        is_cut += new_cuts
-
-
-def _observe(
-    batch: list[np.ndarray], detect: Detect, cuts: CutDetector
-) -> tuple[list[list[Detection]], list[bool], tuple[int, int]] | None:
-    """Faces and cuts of a batch of frames, and their size; None for an empty batch."""
-    if not batch:
-        return None
-    height, width = batch[0].shape[:2]
-    return detect(batch), [cuts.update(frame) for frame in batch], (height, width)
-
-
-def check_face_index(faces: VideoFaces, *, pads: Pads, face_index: int) -> None:
-    """:raises InputError: the first frame with faces has not enough for `face_index` (see `build_track`)."""
-    _check_index(_usable(faces, len(faces.faces), pads), face_index)
-
-
-# ------------------------------------------------------------------------------------------------ one person's track
 
 
 @dataclass(frozen=True)
@@ -285,7 +115,7 @@ class FaceTrack:
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz; the file appears complete or not at all."""
-        _save_arrays(path, {name: value for name, value in vars(self).items() if value is not None})
+        save_arrays(path, {name: value for name, value in vars(self).items() if value is not None})
 
     @classmethod
     def load(cls, path: str | Path) -> FaceTrack:
@@ -294,7 +124,7 @@ class FaceTrack:
         :raises InputError: the file is not a face track.
         :raises OSError: the file cannot be read.
         """
-        return _load_arrays(path, "a face track", lambda arrays: cls(**{"landmarks": None, **arrays}))
+        return load_arrays(path, "a face track", lambda arrays: cls(**{"landmarks": None, **arrays}))
 
     def __post_init__(self) -> None:
         frames = len(self.boxes)
@@ -306,7 +136,7 @@ class FaceTrack:
         }
         flags = (np.bool_, (frames,))
         arrays = {name: value for name, value in vars(self).items() if value is not None}
-        _check_arrays(arrays, {name: expected.get(name, flags) for name in arrays})
+        check_arrays(arrays, {name: expected.get(name, flags) for name in arrays})
 
 
 def build_track(
@@ -356,7 +186,7 @@ def build_track(
     usable = _usable(faces, n_frames, pads)
     cuts = faces.is_cut[:n_frames]
     _check_index(usable, face_index)
-    followed = _follow(usable, cuts, face_index, identify)
+    followed = follow(usable, cuts, face_index, identify)
     detected = np.array([face is not None for face in followed], dtype=bool)
     if not detected.any():
         raise InputError(_no_face(len(usable), faces.size, detection_size))
@@ -486,59 +316,9 @@ def smooth_landmarks(track: FaceTrack) -> FaceTrack:
     return replace(track, landmarks=landmarks)
 
 
-# ------------------------------------------------------------------------------------------------------------- cuts
-
-
-class CutDetector:
-    """Hard cuts: frames whose colours differ from the previous frame's, in another arrangement.
-
-    Two tests on a thumbnail, both must agree. The distance of colour histograms knows nothing of places, so motion
-    leaves it small; the correlation of the pictures knows nothing of brightness, so a flash leaves it high.
-    Measured on four talking clips, as (histogram distance, 1 - correlation): neighbouring frames at most (.13, .02),
-    6 frames apart (.15, .11), shifted by 10 % of the width (.13, .64), brightness x0.7, x1.3 and x1.6 (.81, .03);
-    cuts between the clips and between still photographs at least (.56, .43).
-    Cuts to the same scene from a similar camera position, dissolves and fades pass unnoticed, and so do some cuts in
-    black-and-white video (.18 to .66).
-    """
-
-    SIDE = 32
-    BINS = 8
-    MAX_DISTANCE = 0.3
-    MIN_CORRELATION = 0.85
-
-    def __init__(self) -> None:
-        self._previous: np.ndarray | None = None
-
-    def update(self, frame: np.ndarray) -> bool:
-        """Whether there is a cut between the previous frame and this one; False for the first.
-
-        :param frame: RGB uint8 [H, W, 3].
-        """
-        previous = self._previous
-        self._previous = cv2.resize(frame, (self.SIDE, self.SIDE), interpolation=cv2.INTER_AREA)
-        if previous is None:
-            return False
-        return (
-            cv2.compareHist(self._histogram(previous), self._histogram(self._previous), cv2.HISTCMP_BHATTACHARYYA)
-            > self.MAX_DISTANCE
-            and _correlation(previous, self._previous) < self.MIN_CORRELATION
-        )
-
-    def _histogram(self, thumbnail: np.ndarray) -> np.ndarray:
-        return cv2.calcHist([thumbnail], [0, 1, 2], None, [self.BINS] * 3, [0, 256] * 3)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two thumbnails, each less its mean colour, in [-1, 1]; 0 when one of them has a single colour."""
-    a, b = (image - image.mean(axis=(0, 1)) for image in (a, b))
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.sum(a * b)) / norm if norm > 0 else 0.0
-
-
-# ------------------------------------------------------------------------------------------------------- following
-
-Chain = dict[int, Detection]
-"""One face from frame to frame, by frame index in ascending order, with gaps of up to MAX_GAP frames."""
+def check_face_index(faces: VideoFaces, *, pads: Pads, face_index: int) -> None:
+    """:raises InputError: the first frame with faces has not enough for `face_index` (see `build_track`)."""
+    _check_index(_usable(faces, len(faces.faces), pads), face_index)
 
 
 def _usable(faces: VideoFaces, n_frames: int, pads: Pads) -> list[list[Detection]]:
@@ -554,7 +334,7 @@ def _usable(faces: VideoFaces, n_frames: int, pads: Pads) -> list[list[Detection
 def _check_index(usable: Sequence[Sequence[Detection]], face_index: int) -> None:
     for frame, faces in enumerate(usable):
         if faces:
-            if _choose(faces, face_index) is None:
+            if choose(faces, face_index) is None:
                 raise InputError(
                     f"--face_index {face_index}: the first frame with faces (frame {frame}) has "
                     f"{_count(len(faces), 'face')}; give {_indices(len(faces))}, or -1 for the best-scored"
@@ -571,116 +351,6 @@ def _no_face(n_frames: int, size: tuple[int, int], detection_size: int | None) -
         f"{problem}, searched at {detection_size} px of their {side}; for a small face give --detection_size "
         f"{min(side, 2 * detection_size)}, else a video that shows one or another --face_detector"
     )
-
-
-def _follow(
-    usable: Sequence[Sequence[Detection]], is_cut: np.ndarray, face_index: int, identify: Identify | None
-) -> list[Detection | None]:
-    """The followed person's detection in each frame, None where there is none; the rules are `build_track`'s."""
-    followed: list[Detection | None] = [None] * len(usable)
-    if face_index == -1:
-        identify = None
-    looks_the_same: Callable[[Chain], bool] | None = None
-    for start, stop in pairwise([0, *np.flatnonzero(is_cut).tolist(), len(usable)]):
-        chain: Chain = {}
-        while start < stop:
-            if looks_the_same:
-                chain = _found_again(usable, start, stop, looks_the_same)
-            elif chain and face_index != -1:
-                chain = _found_again(usable, start, stop, partial(_is_at_place, chain))
-            else:
-                chain = _chosen(usable, start, stop, face_index)
-            if not chain:
-                break
-            if identify and not looks_the_same:
-                looks_the_same = _Appearance(chain, identify).is_same
-            for frame, face in chain.items():
-                followed[frame] = face
-            start = max(chain) + MAX_GAP + 2
-    return followed
-
-
-def _chosen(usable: Sequence[Sequence[Detection]], start: int, stop: int, face_index: int) -> Chain:
-    """The face with this index in the first frame that has it, followed."""
-    for frame in range(start, stop):
-        face = _choose(usable[frame], face_index)
-        if face is not None:
-            return _chain(usable, frame, face, stop)
-    return {}
-
-
-def _found_again(
-    usable: Sequence[Sequence[Detection]], start: int, stop: int, is_same: Callable[[Chain], bool]
-) -> Chain:
-    """The first chain in the frames from start to stop that is the person's. Each is asked for once."""
-    others: set[int] = set()
-    for frame in range(start, stop):
-        for face in usable[frame]:
-            if id(face) not in others:
-                chain = _chain(usable, frame, face, stop)
-                if is_same(chain):
-                    return chain
-                others.update(map(id, chain.values()))
-    return {}
-
-
-def _chain(usable: Sequence[Sequence[Detection]], frame: int, face: Detection, stop: int) -> Chain:
-    """The face and the detections that follow on it, each the most overlapping with the one before."""
-    chain = {frame: face}
-    for later in range(frame + 1, stop):
-        if later - frame > MAX_GAP + 1:
-            break
-        next_face = _most_overlapping(usable[later], face)
-        if next_face is not None:
-            chain[later] = face = next_face
-            frame = later
-    return chain
-
-
-def _is_at_place(lost: Chain, found: Chain) -> bool:
-    return _overlap(lost[max(lost)], found[min(found)]) >= MIN_OVERLAP
-
-
-class _Appearance:
-    """What the followed person looks like, and whether others look the same."""
-
-    def __init__(self, person: Chain, identify: Identify) -> None:
-        self._person = person
-        self._identify = identify
-
-    def is_same(self, chain: Chain) -> bool:
-        return float(np.linalg.norm(self._describe(chain) - self._descriptor)) < SAME_PERSON
-
-    @cached_property
-    def _descriptor(self) -> np.ndarray:
-        return self._describe(self._person)
-
-    def _describe(self, chain: Chain) -> np.ndarray:
-        return self._identify(*max(chain.items(), key=lambda item: item[1].score))
-
-
-def _choose(faces: Sequence[Detection], face_index: int) -> Detection | None:
-    if not faces:
-        return None
-    if face_index == -1:
-        return max(faces, key=lambda face: face.score)
-    if not 0 <= face_index < len(faces):
-        return None
-    return sorted(faces, key=lambda face: face.box[0] + face.box[2])[face_index]
-
-
-def _most_overlapping(faces: Sequence[Detection], last: Detection) -> Detection | None:
-    nearest = max(faces, key=lambda face: _overlap(face, last), default=None)
-    return nearest if nearest is not None and _overlap(nearest, last) >= MIN_OVERLAP else None
-
-
-def _overlap(a: Detection, b: Detection) -> float:
-    """Intersection over union of the boxes."""
-    width = min(a.box[2], b.box[2]) - max(a.box[0], b.box[0])
-    height = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
-    common = max(width, 0) * max(height, 0)
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a.box, b.box)]
-    return common / (sum(areas) - common)
 
 
 def _arrays(faces: Sequence[Detection | None]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -822,33 +492,3 @@ def _count(number: int, noun: str) -> str:
 
 def _indices(number: int) -> str:
     return "0" if number == 1 else f"0 to {number - 1}"
-
-
-# ------------------------------------------------------------------------------------------------------------- files
-
-Loaded = TypeVar("Loaded")
-Arrays = Mapping[str, np.ndarray]
-
-
-def _save_arrays(path: str | Path, arrays: Arrays) -> None:
-    with replace_when_complete(Path(path)) as part, open(part, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
-def _load_arrays(path: str | Path, what: str, build: Callable[[dict[str, Any]], Loaded]) -> Loaded:
-    """What `build` makes of an .npz file's arrays. :raises InputError: it is not `what`."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return build(dict(stored))
-    except OSError:
-        raise
-    except Exception as error:  # a foreign file makes NumPy and zipfile fail in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path}: not {what} ({reason}); delete the file") from error
-
-
-def _check_arrays(arrays: Arrays, expected: Mapping[str, tuple[type, tuple[int, ...]]]) -> None:
-    """:raises KeyError: an array is unknown. :raises ValueError: one is of another type or shape."""
-    for name, value in arrays.items():
-        if (value.dtype, value.shape) != expected[name]:
-            raise ValueError(f"{name} is {value.dtype} {list(value.shape)}")

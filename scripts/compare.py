@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import _path  # noqa: F401
 from face_detection.api import DETECTORS, LIP, FaceAlignment
-from face_detection.tracks import FaceTrack, build_track, find_faces, mouth_places
+from face_detection.tracks import FaceTrack, build_track, mouth_places
+from face_detection.video_faces import find_faces
 from guided_diffusion.audio_util import open_sound
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete

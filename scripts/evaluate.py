@@ -26,7 +26,8 @@ from audio.audio import load_speech, rms_envelope
 from audio.hparams import DEFAULT as HPARAMS
 from face_detection.api import DETECTORS, FaceAlignment
 from face_detection.lip_metrics import sync_correlation
-from face_detection.tracks import FaceTrack, build_track, find_faces
+from face_detection.tracks import FaceTrack, build_track
+from face_detection.video_faces import find_faces
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import file_digest, replace_when_complete
 from guided_diffusion.streams import Item

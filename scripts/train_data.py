@@ -26,7 +26,8 @@ from audio.hparams import DEFAULT as HPARAMS
 from audio.hparams import HParams
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import FaceTrack, build_track, find_faces
+from face_detection.tracks import FaceTrack, build_track
+from face_detection.video_faces import find_faces
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import versions
 from guided_diffusion.store import content_key, file_digest, replace_when_complete

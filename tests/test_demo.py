@@ -12,7 +12,8 @@ import pytest
 
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import FaceTrack, VideoFaces, build_track
+from face_detection.tracks import FaceTrack, build_track
+from face_detection.video_faces import VideoFaces
 from generate import build_stages, main
 from guided_diffusion.logger import Timings, peak_memory
 from guided_diffusion.options import parse_options

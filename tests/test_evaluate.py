@@ -14,7 +14,8 @@ from skimage import data
 
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
-from face_detection.tracks import build_track, find_faces
+from face_detection.tracks import build_track
+from face_detection.video_faces import find_faces
 from guided_diffusion.video_util import open_video
 
 FPS = 25

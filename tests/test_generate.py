@@ -25,7 +25,8 @@ from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
 from face_detection.playback import Playback
-from face_detection.tracks import build_track, find_faces, fixed_track, voxceleb2_box
+from face_detection.tracks import build_track, fixed_track, voxceleb2_box
+from face_detection.video_faces import find_faces
 from generate import Tools, build_stages, main, open_clip, white_balanced, work_files
 from guided_diffusion import streams
 from guided_diffusion.color_util import light_gains

@@ -1,9 +1,8 @@
-"""Following one person: choice, gaps, cuts, boxes. Detections are scripted, frames are tiny."""
+"""One person's track: gaps, boxes, smoothing, the head's movement. Detections are scripted, frames are tiny."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain, permutations
 from pathlib import Path
 
 import cv2
@@ -12,75 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scripted_faces import HEIGHT, NO_PADS, WIDTH, Frame, counting, face, faces_of, scripted, track_of
 
 from face_detection.api import Detection
+from face_detection.following import MAX_GAP
 from face_detection.tracks import (
-    MAX_GAP,
-    CutDetector,
     FaceTrack,
-    Identify,
-    VideoFaces,
     build_track,
-    check_face_index,
-    find_faces,
     fixed_track,
     smooth_boxes,
     smooth_landmarks,
     voxceleb2_box,
     with_motion,
 )
+from face_detection.video_faces import find_faces
 from guided_diffusion.errors import InputError
 from temporal_consistency import head_motion
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared"
-NO_PADS = (0, 0, 0, 0)
-HEIGHT, WIDTH = 100, 200
-
-
-def face(x1: float, y1: float = 20, side: float = 40, score: float = 1.0, landmarks: bool = False) -> Detection:
-    points = np.full((68, 2), (x1, y1), dtype=np.float32) if landmarks else None
-    return Detection((x1, y1, x1 + side, y1 + side), score, points)
-
-
-def plain(colour: int = 90) -> np.ndarray:
-    return np.full((HEIGHT, WIDTH, 3), colour, dtype=np.uint8)
-
-
-def video_of(script: Sequence[list[Detection]], cuts: Sequence[int] = (), start: int = 0) -> Iterator[np.ndarray]:
-    """Frames from start on, with a hard cut (black, white) at the given ones."""
-    return (plain(255 * (sum(cut <= frame for cut in cuts) % 2)) for frame in range(start, len(script)))
-
-
-def scripted(script: Sequence[list[Detection]]) -> Callable[[Sequence[np.ndarray]], list[list[Detection]]]:
-    """A detector that finds the next frames' faces."""
-    rest = iter(script)
-    return lambda batch: [next(rest) for _ in batch]
-
-
-def faces_of(script: Sequence[list[Detection]], cuts: Sequence[int] = (), batch_size: int = 4) -> VideoFaces:
-    return find_faces(video_of(script, cuts), scripted(script), batch_size)
-
-
-def track_of(
-    script: Sequence[list[Detection]],
-    *,
-    cuts: Sequence[int] = (),
-    batch_size: int = 4,
-    face_index: int = -1,
-    pads: tuple[int, int, int, int] = NO_PADS,
-    smooth_window: int = 1,
-    identify: Identify | None = None,
-) -> FaceTrack:
-    """The track of a video whose frames show the scripted faces."""
-    return build_track(
-        faces_of(script, cuts, batch_size),
-        len(script),
-        pads=pads,
-        face_index=face_index,
-        smooth_window=smooth_window,
-        identify=identify,
-    )
 
 
 # --- smoothing
@@ -161,226 +110,6 @@ def test_landmarks_of_another_shot_or_beyond_a_gap_do_not_count() -> None:
 def test_a_track_without_landmarks_has_none_to_smooth() -> None:
     track = track_of([[face(10)]] * 3)
     assert smooth_landmarks(track) is track
-
-
-# --- cuts
-
-
-def pictures() -> dict[str, np.ndarray]:
-    skimage_data = pytest.importorskip("skimage.data")
-    return {name: getattr(skimage_data, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")}
-
-
-def is_cut(before: np.ndarray, after: np.ndarray) -> bool:
-    detector = CutDetector()
-    assert not detector.update(before)
-    return detector.update(after)
-
-
-def test_another_picture_is_a_cut() -> None:
-    for before, after in permutations(pictures().values(), 2):
-        assert is_cut(before, after)
-
-
-@pytest.mark.parametrize("gain", [0.7, 1.3])
-def test_flash_is_no_cut(gain: float) -> None:
-    for image in pictures().values():
-        flashed = np.clip(image * gain, 0, 255).astype(np.uint8)
-        assert not is_cut(image, flashed)
-        assert not is_cut(flashed, image)
-
-
-def test_fast_motion_is_no_cut() -> None:
-    for image in pictures().values():
-        assert not is_cut(image, np.roll(image, image.shape[1] // 5, axis=1))
-
-
-def test_plain_frames_are_no_cut_and_black_to_picture_is() -> None:
-    assert not is_cut(plain(0), plain(0))
-    assert is_cut(plain(0), pictures()["astronaut"])
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-def test_joins_of_real_clips_are_the_only_cuts() -> None:
-    av = pytest.importorskip("av")
-
-    def clip(path: Path) -> list[np.ndarray]:
-        frames = []
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                frames.append(cv2.resize(frame.to_ndarray(format="rgb24"), (160, 160)))
-                if len(frames) == 20:
-                    break
-        return frames
-
-    joined = [clip(path) for path in sorted((SHARED / "clips").glob("*.mp4"))]
-    assert len(joined) == 4
-    detector = CutDetector()
-    found = [detector.update(frame) for frames in joined for frame in frames]
-    assert np.flatnonzero(found).tolist() == [20, 40, 60]
-
-
-# --- following
-
-
-@given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(1, 7))
-def test_two_people_are_not_mixed_up(swapped: list[bool], batch_size: int) -> None:
-    """The detections' order, and whose score is the best, change from frame to frame."""
-    left = [face(10 + n, score=0.9) for n in range(6)]
-    right = [face(120 - n, score=0.8 + 0.1 * n) for n in range(6)]
-    script = [[b, a] if swap else [a, b] for a, b, swap in zip(left, right, swapped, strict=True)]
-    for face_index, first in ((0, 10), (1, 120), (-1, 10)):
-        track = track_of(script, batch_size=batch_size, face_index=face_index)
-        step = 1 if first == 10 else -1
-        assert track.boxes[:, 2].tolist() == [first + step * n for n in range(6)]
-        assert track.has_face.all()
-
-
-def test_another_person_does_not_replace_a_missing_one() -> None:
-    """The bystander is only seen while the followed person is not."""
-    track = track_of([[face(10)]] * 3 + [[face(120)]] * 3 + [[face(16)]])
-    assert track.boxes[:, 2].tolist() == [10, 10, 10, 11, 13, 14, 16]
-    assert track.is_interpolated.tolist() == [False] * 3 + [True] * 3 + [False]
-
-
-def test_face_index_out_of_range() -> None:
-    script: list[list[Detection]] = [[], [], [face(10)], [face(10)]]
-    with pytest.raises(InputError, match=r"--face_index 3: the first frame with faces \(frame 2\) has 1 face; give 0"):
-        track_of(script, face_index=3)
-    with pytest.raises(InputError, match=r"--face_index -2.*has 2 faces; give 0 to 1, or -1"):
-        track_of([[face(10), face(100)]], face_index=-2)
-
-
-def test_bad_face_index_is_found_without_reading_the_whole_video() -> None:
-    def frames() -> Iterator[np.ndarray]:
-        yield from [plain()] * 4
-        pytest.fail("read on")
-
-    check = partial(check_face_index, pads=NO_PADS, face_index=1)
-    with pytest.raises(InputError, match=r"--face_index 1: the first frame with faces \(frame 0\) has 1 face; give 0"):
-        find_faces(frames(), lambda batch: [[face(10)]] * len(batch), 2, check=check)
-
-
-def test_later_shot_with_too_few_faces_passes_through() -> None:
-    track = track_of([[face(10), face(100)]] * 3 + [[face(10)]] * 3, cuts=[3], face_index=1)
-    assert track.has_face.tolist() == [True] * 3 + [False] * 3
-    assert not track.boxes[3:].any()
-
-
-# --- one person only: --face_index
-
-
-class Looks:
-    """Descriptors of the scripted people, who are told by the height at which their faces are; counts what it is asked.
-
-    The first of 128 numbers is 1 for each 10 px of y1: people 10 px apart in height do not look the same.
-    """
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[int, float]] = []
-
-    def __call__(self, frame: int, face: Detection) -> np.ndarray:
-        self.asked.append((frame, face.box[0]))
-        return np.eye(128)[0] * face.box[1] / 10
-
-
-def her(x1: float, score: float = 1.0) -> Detection:
-    return face(x1, y1=20, score=score)
-
-
-def him(x1: float, score: float = 1.0) -> Detection:
-    return face(x1, y1=30, score=score)
-
-
-GONE: list[list[Detection]] = [[] for _ in range(MAX_GAP + 1)]
-
-
-@pytest.mark.parametrize("identify", [None, Looks()])
-def test_who_stays_does_not_get_the_text_of_who_leaves(identify: Identify | None) -> None:
-    """--face_index 0 and she leaves: the man spoke her text to the end."""
-    script = [[her(10), him(120)]] * 3 + [[him(120)]] * (MAX_GAP + 10)
-    track = track_of(script, face_index=0, identify=identify)
-    assert track.has_face.tolist() == [True] * 3 + [False] * (MAX_GAP + 10)
-    assert track.summary().endswith("3 detected, 0 interpolated, 0 without a face, 22 with other people only, 0 cuts")
-
-
-def test_she_is_waited_for_at_the_place_where_she_was_lost() -> None:
-    """Without a look at faces, one that comes up elsewhere is not hers."""
-    script = [[her(10)], *GONE, [him(120)], [him(120)], [her(14), him(120)], [her(14), him(120)]]
-    track = track_of(script, face_index=0)
-    assert np.flatnonzero(track.has_face).tolist() == [0, 16, 17]
-    assert track.boxes[16:, 2].tolist() == [14, 14]
-
-
-def test_she_is_known_again_wherever_she_comes_back() -> None:
-    script = [[her(10)], *GONE, [him(10)], [him(10)], [him(10), her(150)], [her(150)]]
-    track = track_of(script, face_index=0, identify=Looks())
-    assert np.flatnonzero(track.has_face).tolist() == [0, 16, 17]
-    assert track.boxes[16:, 2].tolist() == [150, 150]
-
-
-def test_after_a_cut_the_same_person_is_followed() -> None:
-    """Not the one at the place of before, not the n-th from the left, not the best-scored: she."""
-    first, second = [him(60, score=2), her(120)], [her(10), him(120, score=2)]
-    track = track_of([first] * 3 + [second] * 3, cuts=[3], face_index=1, identify=Looks())
-    assert track.boxes[:, 2].tolist() == [120] * 3 + [10] * 3
-    assert track.has_face.all()
-
-
-def test_a_shot_without_her_passes_through() -> None:
-    script = [[her(10)]] * 3 + [[him(10)]] * 4 + [[her(90)]] * 2
-    track = track_of(script, cuts=[3, 7], face_index=0, identify=Looks())
-    assert track.has_face.tolist() == [True] * 3 + [False] * 4 + [True] * 2
-    assert track.others_only is not None
-    assert track.others_only.tolist() == [False] * 3 + [True] * 4 + [False] * 2
-    assert "4 with other people only, 2 cuts" in track.summary()
-
-
-def test_without_a_look_the_nth_from_the_left_is_followed_after_a_cut() -> None:
-    track = track_of([[her(10), him(120)]] * 3 + [[him(30)], [him(30), her(140)]], cuts=[3], face_index=1)
-    assert track.boxes[track.has_face][:, 2].tolist() == [120] * 3 + [140]
-
-
-def test_each_face_that_comes_up_is_looked_at_once_at_its_best() -> None:
-    looks = Looks()
-    script = [[her(10, 0.5)], [her(11, 0.9)], [her(12, 0.7)]] + [[him(10 + n, n)] for n in range(9)] + [[her(90)]] * 3
-    track_of(script, cuts=[3, 12], face_index=0, identify=looks)
-    assert looks.asked == [(11, 18), (1, 11), (12, 90)]
-
-
-@pytest.mark.parametrize("face_index", [-1, 0])
-def test_nobody_is_looked_at_without_need(face_index: int) -> None:
-    """It costs a network's weights and a seek in the video. -1 follows whoever is the best, as ever."""
-    cuts = [3] if face_index == -1 else []
-    looks = Looks()
-    track = track_of([[her(10)]] * 3 + [[him(20)]] * 3, cuts=cuts, face_index=face_index, identify=looks)
-    assert track.has_face.all()
-    assert not looks.asked
-
-
-# --- nothing to follow
-
-
-def test_no_face_at_all() -> None:
-    with pytest.raises(InputError, match=r"7 frames.*--face_detector"):
-        track_of([[] for _ in range(7)])
-
-
-@pytest.mark.parametrize(
-    ("detection_size", "advice"),
-    [(None, "a face, or try"), (WIDTH, "a face, or try"), (150, "--detection_size 200, else"), (60, "size 120, else")],
-)
-def test_no_face_in_shrunk_frames_names_the_flag_that_helps(detection_size: int | None, advice: str) -> None:
-    """1080p with a face of 60 px: nothing is found at 720, and the error did not say that 1440 would."""
-    with pytest.raises(InputError, match=advice) as caught:
-        build_track(faces_of([[], []]), 2, pads=NO_PADS, detection_size=detection_size)
-    assert "--face_detector" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_frames_at_all() -> None:
-    with pytest.raises(InputError, match="0 frames"):
-        track_of([])
 
 
 # --- gaps and cuts
@@ -654,56 +383,7 @@ def test_a_side_from_which_the_movement_is_unknown_does_not_count() -> None:
     np.testing.assert_array_equal(straight.boxes, track.boxes)
 
 
-# --- streaming and files
-
-
-SOME_FACES = [[face(10, score=0.3)], [], [face(12, landmarks=True), face(90)], [face(13)], [], [face(99)], []]
-
-
-def assert_equal_faces(a: VideoFaces, b: VideoFaces) -> None:
-    assert [len(faces) for faces in a.faces] == [len(faces) for faces in b.faces]
-    for one, other in zip(chain(*a.faces), chain(*b.faces), strict=True):
-        assert (one.box, one.score) == (other.box, other.score)
-        np.testing.assert_array_equal(one.landmarks, other.landmarks)  # None too
-    np.testing.assert_array_equal(a.is_cut, b.is_cut)
-    assert (a.size, a.is_complete) == (b.size, b.is_complete)
-
-
-@pytest.mark.parametrize("first", range(8))
-def test_continued_search_finds_what_one_search_finds(first: int) -> None:
-    """Also a cut that is the first frame of the second part."""
-    cuts = [2, 5]
-    whole = faces_of(SOME_FACES, cuts)
-    assert whole.is_complete
-    assert whole.size == (HEIGHT, WIDTH)
-    assert np.flatnonzero(whole.is_cut).tolist() == cuts
-    begun = find_faces(video_of(SOME_FACES, cuts), scripted(SOME_FACES), 2, n_frames=first)
-    assert len(begun.faces) == first
-    assert not begun.is_complete
-    rest = video_of(SOME_FACES, cuts, start=begun.next_start)
-    assert_equal_faces(find_faces(rest, scripted(SOME_FACES[first:]), 3, begun), whole)
-    assert len(begun.faces) == first  # what was known is not changed
-
-
-def test_search_for_some_frames_reads_no_more() -> None:
-    frames = video_of(SOME_FACES)
-    found = find_faces(frames, scripted(SOME_FACES), 2, n_frames=3)
-    assert len(list(frames)) == len(SOME_FACES) - 3
-    assert found.suffices(3)
-    assert not found.suffices(4)
-    ended = find_faces(video_of(SOME_FACES), scripted(SOME_FACES), 2, n_frames=8)
-    assert len(ended.faces) == 7
-    assert ended.suffices(1000)
-
-
-def test_what_is_known_is_checked_before_anything_is_read() -> None:
-    def fail(_batch: Sequence[np.ndarray]) -> list[list[Detection]]:
-        pytest.fail("detected")
-
-    known = find_faces(video_of(SOME_FACES), scripted(SOME_FACES), 2, n_frames=4)
-    check = partial(check_face_index, pads=NO_PADS, face_index=1)
-    with pytest.raises(InputError, match="--face_index 1"):
-        find_faces(video_of(SOME_FACES, start=3), fail, 2, known, check=check)
+# --- files and lengths
 
 
 def test_track_of_the_first_frames_is_that_of_a_shorter_video() -> None:
@@ -716,51 +396,6 @@ def test_track_of_the_first_frames_is_that_of_a_shorter_video() -> None:
         alone = build_track(faces_of(script[:length], cuts=[4]), length, pads=NO_PADS)
         for name, value in vars(alone).items():
             np.testing.assert_array_equal(getattr(track, name), value)
-
-
-def counting(frames: int, alive: "weakref.WeakSet[Frame]", most: list[int]) -> Iterator[np.ndarray]:
-    for _ in range(frames):
-        frame = Frame((HEIGHT, WIDTH, 3), dtype=np.uint8)
-        frame[:] = 0
-        alive.add(frame)
-        most.append(len(alive))
-        yield frame
-        del frame
-
-
-class Frame(np.ndarray):
-    """An array that can be counted while it lives."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:  # type: ignore[override]
-        return self is other
-
-
-def test_only_one_batch_is_held() -> None:
-    alive: weakref.WeakSet[Frame] = weakref.WeakSet()
-    most: list[int] = []
-    sizes: list[int] = []
-
-    def detect(batch: Sequence[np.ndarray]) -> list[list[Detection]]:
-        sizes.append(len(batch))
-        return [[face(10)] for _ in batch]
-
-    known = find_faces(counting(10, alive, most), detect, batch_size=4)
-    assert sizes == [4, 4, 2]
-    find_faces(counting(9, alive, most), detect, 4, known)
-    assert sizes[3:] == [4, 4]
-    assert max(most) == 4
-
-
-@pytest.mark.parametrize("script", [SOME_FACES, [[]], []])
-def test_faces_file_round_trip(tmp_path: Path, script: list[list[Detection]]) -> None:
-    faces = faces_of(script)
-    faces.save(tmp_path / "Gesichter für später.faces")
-    assert_equal_faces(VideoFaces.load(tmp_path / "Gesichter für später.faces"), faces)
-    begun = find_faces(video_of(script), scripted(script), 2, n_frames=1)
-    begun.save(tmp_path / "begun")
-    assert_equal_faces(VideoFaces.load(tmp_path / "begun"), begun)
 
 
 @pytest.mark.parametrize("landmarks", [False, True])
@@ -778,102 +413,3 @@ def test_file_round_trip(tmp_path: Path, landmarks: bool, motion: bool) -> None:
         np.testing.assert_array_equal(getattr(loaded, name), value)
     assert (loaded.landmarks is None) == (not landmarks)
     assert (loaded.motion is None) == (not motion)
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(b"garbage")
-
-
-def empty(path: Path) -> None:
-    path.touch()
-
-
-def truncated(path: Path) -> None:
-    track_of([[face(10)]]).save(path)
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def pickled(path: Path) -> None:
-    with path.open("wb") as file:
-        np.savez(file, boxes=np.array([{}], dtype=object))
-
-
-def other_names(path: Path) -> None:
-    with path.open("wb") as file:
-        np.savez(file, boxes=np.zeros((1, 4), dtype=np.int64))
-
-
-def other_shape(path: Path) -> None:
-    flags = np.zeros(2, dtype=bool)
-    with path.open("wb") as file:
-        np.savez(file, boxes=np.zeros((2, 3), dtype=np.int64), has_face=flags, is_interpolated=flags, is_cut=flags)
-
-
-def single_array(path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def unknown_compression(path: Path) -> None:
-    track_of([[face(10)]]).save(path)
-    content = bytearray(path.read_bytes())
-    entry = content.index(b"PK\x01\x02")  # in the list of contents, where zipfile looks
-    content[entry + 10 : entry + 12] = (77).to_bytes(2, "little")
-    path.write_bytes(content)
-
-
-SPOILT = [garbage, empty, truncated, pickled, other_names, other_shape, single_array, unknown_compression]
-
-
-@pytest.mark.parametrize("spoil", SPOILT)
-def test_file_that_is_no_track(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    path = tmp_path / "track.npz"
-    spoil(path)
-    with pytest.raises(InputError, match=r"track\.npz: not a face track") as caught:
-        FaceTrack.load(path)
-    assert "\n" not in str(caught.value)
-
-
-def more_counts(path: Path) -> None:
-    """Arrays of the right shapes, but more faces are counted than there are."""
-    faces_of(SOME_FACES).save(path)
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    arrays["counts"][1] += 2
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def negative_count(path: Path) -> None:
-    more_counts(path)
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    arrays["counts"][3] -= 2
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def a_track(path: Path) -> None:
-    track_of([[face(10)]]).save(path)
-
-
-@pytest.mark.parametrize("spoil", [*SPOILT, more_counts, negative_count, a_track])
-def test_file_that_is_no_videos_faces(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    path = tmp_path / "faces.npz"
-    spoil(path)
-    with pytest.raises(InputError, match=r"faces\.npz: not the faces of a video") as caught:
-        VideoFaces.load(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(*_args: object, **_kwargs: object) -> None:
-        raise OSError("disk full")
-
-    path = tmp_path / "track.npz"
-    path.write_bytes(b"old")
-    monkeypatch.setattr("numpy.savez", full_disk)
-    with pytest.raises(OSError, match="disk full"):
-        track_of([[face(10)]]).save(path)
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 1

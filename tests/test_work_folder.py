@@ -17,7 +17,8 @@ from conftest import black, decoded, result_of, write_video
 import generate
 from audio.hparams import DEFAULT
 from face_detection.api import Detection
-from face_detection.tracks import VideoFaces, voxceleb2_box
+from face_detection.tracks import voxceleb2_box
+from face_detection.video_faces import VideoFaces
 from generate import Clip, Tools, WorkFiles, find_track, main
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.logger import Timings

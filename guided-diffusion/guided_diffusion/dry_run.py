@@ -25,17 +25,10 @@ from torch import Tensor
 
 from audio.assess import assess
 from face_detection.api import Detection, FaceAlignment, face_identity
+from face_detection.cuts import CutDetector
 from face_detection.stable_crop import stable_crops
-from face_detection.tracks import (
-    CutDetector,
-    FaceTrack,
-    VideoFaces,
-    build_track,
-    fixed_track,
-    smooth_landmarks,
-    voxceleb2_box,
-    with_motion,
-)
+from face_detection.tracks import FaceTrack, build_track, fixed_track, smooth_landmarks, voxceleb2_box, with_motion
+from face_detection.video_faces import VideoFaces
 from temporal_consistency import GUIDED_STEPS, head_motion
 
 from .color_util import light_gains
