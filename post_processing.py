@@ -542,6 +542,8 @@ METRICS = (
     Metric("lip-sync", "sync_r0", "correlation without a lag"),
     Metric("lip-sync", "sync_z", "peak above wrong alignments, in standard deviations"),
     Metric("lip-sync", "truth_r", "correlation of mouth opening and the true one; 1 is equal"),
+    Metric("lip-sync", "opening_r", "correlation of mouth opening and that before; 1 moves alike"),
+    Metric("lip-sync", "opening_std", "how far the mouth moves / before; 1 is as far"),
     Metric("lip-sync", "lmd", "lip landmarks' distance from the reference / inter-ocular distance; 0 is equal", 1),
     Metric("lip-sync", "lse_c", "SyncNet confidence; higher is better"),
     Metric("lip-sync", "lse_d", "SyncNet distance; lower is better"),
@@ -549,7 +551,7 @@ METRICS = (
     Metric("untouched", "outside_difference", "largest difference from the source outside the box, in levels", 1),
 )
 """All that is known to measure of a result. `QualityMeter` measures what needs pictures alone, scripts/evaluate.py adds
-lpips_*, ms_ssim_lips, sync_*, truth_r and lse_*."""
+lpips_*, ms_ssim_lips, sync_*, truth_r, opening_* and lse_*."""
 
 REFERENCE_METRICS = ("psnr_face", "psnr_lower", "psnr_lips", "ssim_face", "ssim_lower", "ssim_lips", "lmd")
 """Those of `QualityMeter` that compare the result with the true pictures."""

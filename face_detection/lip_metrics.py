@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from guided_diffusion.errors import InputError
 from guided_diffusion.lip_util import inter_ocular_distance, opening_correlation
+from guided_diffusion.streams import Box
 
 from .api import LIP
 
@@ -23,6 +25,16 @@ MIN_LEVEL_RANGE = 1e-4
 MIN_OPENING_RANGE = 1e-3
 
 MAX_SHIFTS = 1000  # more circular shifts make the z-score of a long video slower, not better
+
+BOXES = (
+    (0.00, 0.00, 1.00), (0.02, 0.02, 1.03), (-0.02, 0.02, 0.97), (0.02, -0.02, 0.97), (-0.02, -0.02, 1.03),
+    (0.04, 0.00, 1.00), (-0.04, 0.00, 1.00), (0.00, 0.04, 1.00), (0.00, -0.04, 1.00),
+)  # fmt: skip
+"""Around a face, in which `steady_landmarks` looks: to the right and down, of its box's sides, and their factor."""
+
+MIN_MOVEMENT = 0.015
+"""Standard deviation of an opening above which two mouths are compared: with less, the landmarks' noise alone (0.002,
+of `steady_landmarks`) takes r to 0.99."""
 
 _NOSE_AND_EYES = slice(27, 48)
 _INNER_UPPER_LIP = slice(61, 64)
@@ -58,6 +70,46 @@ def mouth_opening(landmarks: np.ndarray) -> float:
     """
     gap = landmarks[_INNER_LOWER_LIP].mean(axis=0) - landmarks[_INNER_UPPER_LIP].mean(axis=0)
     return float(np.linalg.norm(gap)) / inter_ocular_distance(landmarks)
+
+
+def steady_landmarks(
+    find_landmarks: Callable[[np.ndarray, Box], np.ndarray | None], image: np.ndarray, box: Box
+) -> np.ndarray | None:
+    """The mean of the landmarks that are found from BOXES: with less noise than from one.
+
+    dlib's are whole pixels, and differ from box to box. Measured with a level of noise in the generated crops: the
+    opening changes by 0.002 in place of 0.006 (docs/benchmarks.md, "How a mouth's opening is read").
+
+    :param find_landmarks: of an image's face in a box.
+    :param image: RGB uint8 [H, W, 3].
+    :return: float [68, 2], (x, y) in image pixels; None where one box gives none.
+    """
+    y1, y2, x1, x2 = box
+    height, width = y2 - y1, x2 - x1
+    found = []
+    for right, down, size in BOXES:
+        middle_x, middle_y = (x1 + x2) / 2 + right * width, (y1 + y2) / 2 + down * height
+        top, bottom = (round(middle_y + side * size * height / 2) for side in (-1, 1))
+        left, end = (round(middle_x + side * size * width / 2) for side in (-1, 1))
+        landmarks = find_landmarks(image, (top, bottom, left, end))
+        if landmarks is None:
+            return None
+        found.append(landmarks)
+    return np.asarray(np.mean(found, axis=0))
+
+
+def compare_openings(opening: np.ndarray, before: np.ndarray) -> tuple[float, float]:
+    """Whether a mouth moves as it did before something was done to it.
+
+    :param opening: float [n], `mouth_opening` per frame, NaN where it is not known; `before` likewise.
+    :return: Pearson's r of the two without a lag, and the standard deviation over that before; NaN when the mouth
+        hardly moved before (see MIN_MOVEMENT), or in fewer than two frames both are known.
+    """
+    known = np.isfinite(opening) & np.isfinite(before)
+    opening, before = opening[known], before[known]
+    if known.sum() < 2 or before.std() < MIN_MOVEMENT:
+        return np.nan, np.nan
+    return opening_correlation(opening, before), float(opening.std() / before.std())
 
 
 def landmark_distance(landmarks: np.ndarray, reference: np.ndarray) -> float:

@@ -272,6 +272,7 @@ def run_all(config: Config, out: Path) -> list[Run]:
     runs: list[Run] = []
     for clip, (video, audio) in zip(config.clips, inputs, strict=True):
         digests = [*model_digests, file_digest(str(video)), file_digest(str(audio))]
+        first: Run | None = None
         for row in config.rows:
             flags = [*clip.oracle, *config.flags, *clip.flags, *row.flags]
             key = content_key({"inputs": digests, "flags": flags, "reference": clip.reference})
@@ -282,15 +283,23 @@ def run_all(config: Config, out: Path) -> list[Run]:
             evaluate = ["--source", str(video), "--audio", str(audio)]
             evaluate += ["--reference", str(video)] if clip.reference else []
             evaluate += ["--lpips_weights", str(config.lpips_weights)] if config.lpips_weights else []
-            runs.append(run_one(clip, row, out / "runs" / key, generate, evaluate))
+            before = None if first is None or first.error else Path(first.result)
+            runs.append(run_one(clip, row, out / "runs" / key, generate, evaluate, before))
+            first = first or runs[-1]
             outcome = f"failed: {runs[-1].error}" if runs[-1].error else runs[-1].result
             print(f"{len(runs)}/{len(config.clips) * len(config.rows)} {clip.name}, {row.name}: {outcome}", flush=True)
     return runs
 
 
-def run_one(clip: Clip, row: Row, folder: Path, generate: Sequence[str], evaluate: Sequence[str]) -> Run:
-    """Make what is not in `folder` yet: the result and its stats by generate.py, then the metrics by evaluate.py."""
-    result, stats, metrics = folder / "result.mp4", folder / "stats.json", folder / "metrics.json"
+def run_one(
+    clip: Clip, row: Row, folder: Path, generate: Sequence[str], evaluate: Sequence[str], before: Path | None
+) -> Run:
+    """Make what is not in `folder` yet: the result and its stats by generate.py, then the metrics by evaluate.py.
+
+    :param before: the first row's result, which the mouth's movement is compared with.
+    """
+    result, stats = folder / "result.mp4", folder / "stats.json"
+    metrics = folder / (f"metrics-{before.parent.name}.json" if before else "metrics.json")
     content: dict[str, Any] = {"metrics": {}, "cost": {}, "not_measured": {}, "notes": []}
     error = None
     try:
@@ -298,7 +307,8 @@ def run_one(clip: Clip, row: Row, folder: Path, generate: Sequence[str], evaluat
             metrics.unlink(missing_ok=True)
             execute(ORACLE if clip.oracle else GENERATE, [*generate, "--out_path", str(result), "--stats", str(stats)])
         if not metrics.is_file():
-            execute(EVALUATE, [str(result), *evaluate, "--stats", str(stats), "--json", str(metrics)])
+            compared = ["--before", str(before)] if before else []
+            execute(EVALUATE, [str(result), *evaluate, *compared, "--stats", str(stats), "--json", str(metrics)])
         content = json.loads(metrics.read_text(encoding="utf-8"))
     except RunFailed as failure:
         error = str(failure)

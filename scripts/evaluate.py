@@ -13,7 +13,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import _path  # noqa: F401
 from audio.audio import load_speech, rms_envelope
 from audio.hparams import DEFAULT as HPARAMS
 from face_detection.api import DETECTORS, FaceAlignment
-from face_detection.lip_metrics import sync_correlation
+from face_detection.lip_metrics import compare_openings, mouth_opening, steady_landmarks, sync_correlation
 from face_detection.tracks import FaceTrack, build_track
 from face_detection.video_faces import find_faces
 from guided_diffusion.errors import InputError
@@ -70,6 +70,7 @@ class Clips:
     result: VideoSource
     source: VideoSource
     reference: VideoSource | None
+    before: VideoSource | None
     track: FaceTrack
 
     @property
@@ -87,8 +88,9 @@ class Clips:
 
 
 def open_clips(
-    result_path: str, source_path: str, reference_path: str | None, detector: FaceAlignment, notes: list[str]
-) -> Clips:
+    result_path: str, source_path: str, reference_path: str | None, detector: FaceAlignment, notes: list[str],
+    before_path: str | None = None,
+) -> Clips:  # fmt: skip
     """Open the videos and look for the face in the source. Adds to `notes` what was left out.
 
     :raises InputError: when a file cannot be read, sizes differ, or there is no face.
@@ -97,14 +99,15 @@ def open_clips(
     fps = float(result.fps)
     source = open_video(source_path, fps)
     reference = open_video(reference_path, fps) if reference_path else None
-    for video, allowed in ((result, 1), *(((reference, 0),) if reference else ())):
-        excess = (video.width - source.width, video.height - source.height)
-        if not all(0 <= e <= allowed for e in excess):
+    before = open_video(before_path, fps) if before_path else None
+    for video, allowed in ((result, 1), (before, 1), (reference, 0)):
+        excess = (video.width - source.width, video.height - source.height) if video else ()
+        if video and not all(0 <= e <= allowed for e in excess):
             raise InputError(
                 f"{video.path} has {video.width} x {video.height} pixels, {source_path} {source.width} x "
                 f"{source.height}; give videos of one size"
             )
-    lengths = {video.path: count_frames(video) for video in (result, source, reference) if video}
+    lengths = {video.path: count_frames(video) for video in (result, source, reference, before) if video}
     n_frames = min(lengths.values())
     if max(lengths.values()) > n_frames:
         said = ", ".join(f"{path} {length}" for path, length in lengths.items())
@@ -113,7 +116,7 @@ def open_clips(
     track = build_track(faces, n_frames, pads=(0, 0, 0, 0))
     if not track.has_face.all():
         notes.append(f"left out: {int((~track.has_face).sum())} of {n_frames} frames without a face")
-    return Clips(result, source, reference, track)
+    return Clips(result, source, reference, before, track)
 
 
 # -------------------------------------------------------------------------------------------------------- measuring
@@ -159,6 +162,25 @@ def measure_truth(path: str | None, evaluation: Evaluation) -> None:
     # of a constant there is no correlation: NaN
     r = np.corrcoef(opening, truth)[0, 1] if len(truth) and np.ptp(opening) and np.ptp(truth) else np.nan
     evaluation.add("truth_r", r, "the mouth or the truth does not move")
+
+
+def measure_movement(clips: Clips, find_landmarks: FindLandmarks, evaluation: Evaluation) -> None:
+    """Mouth opening against that of another result of the same speech."""
+    names = ("opening_r", "opening_std")
+    if clips.before is None:
+        evaluation.not_measured |= dict.fromkeys(names, "needs --before")
+        return
+    pair = (clips, replace(clips, result=clips.before))
+    opening, before = (np.array([_opening(item, find_landmarks) for item, _ in each.items()]) for each in pair)
+    for name, value in zip(names, compare_openings(opening, before), strict=True):
+        evaluation.add(name, value, "the mouth hardly moves: what is left is the landmarks' noise")
+
+
+def _opening(item: Item, find_landmarks: FindLandmarks) -> float:
+    if item.face is None or item.picture is None:
+        return np.nan
+    landmarks = steady_landmarks(find_landmarks, item.picture, item.face.box)
+    return np.nan if landmarks is None else mouth_opening(landmarks)
 
 
 def measure_perception(
@@ -359,6 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", required=True, help="the video that it was made from")
     parser.add_argument("--audio", required=True, help="the speech that it says")
     parser.add_argument("--reference", help="the true video, when there is one (reconstruction)")
+    parser.add_argument("--before", help="the same speech on the same video, without what is tried: for opening_*")
     parser.add_argument("--truth", help="JSON with the true mouth opening of the speech (scripts/make_sample.py)")
     parser.add_argument("--face_detector", default="dlib", choices=DETECTORS)
     parser.add_argument("--lpips_weights", help=f"AlexNet's features, for LPIPS; default checkpoints/{WEIGHTS.name}")
@@ -379,13 +402,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--face_hide_percentage {hidden}: give a share above 0, up to 1")
         detector = FaceAlignment(arguments.face_detector)
         notes: list[str] = []
-        clips = open_clips(arguments.result, arguments.source, arguments.reference, detector, notes)
+        clips = open_clips(arguments.result, arguments.source, arguments.reference, detector, notes, arguments.before)
         evaluation = Evaluation(**vars(evaluate(clips, detector, hidden)), cost=cost)
         evaluation.notes[:0] = notes
         if clips.reference is None:
             evaluation.not_measured |= dict.fromkeys(REFERENCE_METRICS, "needs --reference")
         measure_sync(clips, arguments.audio, evaluation)
         measure_truth(arguments.truth, evaluation)
+        measure_movement(clips, detector.get_landmarks_from_image, evaluation)
         measure_perception(clips, detector.get_landmarks_from_image, arguments.lpips_weights, evaluation)
         measure_lse(arguments.result, arguments.syncnet_weights, evaluation)
         _write(arguments.json, lambda: json.dumps(evaluation.as_json(), indent=2))

@@ -160,6 +160,22 @@ def test_changed_flags_are_run_again_alone(folder: Folder) -> None:
     assert folder.n_calls() == (4, 4)
 
 
+def test_rows_are_compared_with_the_first(folder: Folder) -> None:
+    """With its result, unless that failed; and anew when the first row is another."""
+
+    def before() -> list[str | None]:
+        return [pairs(arguments[1:]).get("--before") for arguments in folder.calls("evaluate")]
+
+    folder.run(TOP + CLIP + OTHER + BASE + LESS)
+    one, two = (pairs(folder.calls("generate")[call])["--out_path"] for call in (0, 2))
+    assert before() == [None, one, None, two]
+    assert folder.run(TOP + CLIP + BASE.replace("[]", '["--pads", "2"]') + LESS) == 0
+    assert folder.n_calls() == (5, 6)
+    assert before()[4:] == [None, pairs(folder.calls("generate")[4])["--out_path"]]
+    folder.run(TOP + CLIP + FAILING + LESS)
+    assert before()[6:] == [None]
+
+
 def test_failing_run_is_told_and_tried_again(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     assert folder.run(TOP + CLIP + OTHER + BASE + FAILING + LESS) == 1
     assert folder.n_calls() == (6, 4)

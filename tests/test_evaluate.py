@@ -203,6 +203,28 @@ def test_a_mouth_is_compared_with_the_truth(clip: dict[str, str], tmp_path: Path
     assert said["not_measured"]["truth_r"] == "the mouth or the truth does not move"
 
 
+def test_a_mouth_is_compared_with_the_one_before(
+    clip: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which opened twice as far, at other times. A strip at the left says how far."""
+    levels = np.array([0, 80, 40, 0, 160], np.uint8)
+    paths = []
+    for name, strip in (("result", 160 - levels // 2), ("before", levels)):
+        frames = swaying_face()[: len(levels)].copy()
+        frames[:, :, :8] = strip[:, None, None, None]
+        paths.append(str(write_video(tmp_path / f"{name}.mp4", frames)))
+
+    def opened(picture: np.ndarray, _box: object) -> np.ndarray:
+        points = np.tile(np.linspace(0, 100, 68)[:, None], 2)
+        points[65:68] += picture[:, :6].mean()
+        return points
+
+    monkeypatch.setattr(FaceAlignment, "get_landmarks_from_image", lambda _, *given: opened(*given))
+    metrics = values_of(paths[0], clip, tmp_path, "--before", paths[1])["metrics"]
+    assert metrics["opening_r"] == pytest.approx(-1, abs=0.01)
+    assert metrics["opening_std"] == pytest.approx(0.5, abs=0.02)
+
+
 def test_cost_comes_from_stats(clip: dict[str, str], tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     stats.write_text(json.dumps({"ms_per_frame": {"sample": 12.5}, "peak_memory_mib": {"rss": 800}}))
@@ -246,6 +268,8 @@ def test_bad_input_is_one_line_and_status_2(
         ([grey, "--source", grey], "no face"),
         ([few, "--source", "nothing.mp4"], "nothing.mp4"),
         ([few, "--source", few, "--reference", "nothing.mp4"], "nothing.mp4"),
+        ([few, "--source", few, "--before", "nothing.mp4"], "nothing.mp4"),
+        ([few, "--source", few, "--before", small], "videos of one size"),
         ([few, "--source", few, "--stats", str(text)], "--stats"),
         ([few, "--source", few, "--face_hide_percentage", "1.5"], "--face_hide_percentage 1.5"),
         ([few, "--source", few, "--truth", str(text)], "--truth"),

@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 from audio.audio import load_speech, rms_envelope
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import (
+    BOXES,
     MAX_LAG,
     MIN_FRAMES,
+    MIN_MOVEMENT,
+    compare_openings,
     head_similarity,
     landmark_distance,
     mouth_opening,
     pose_distances,
+    steady_landmarks,
     sync_correlation,
 )
 from guided_diffusion.errors import InputError
+from guided_diffusion.streams import Box
 from guided_diffusion.video_util import open_video
 
 CLIPS = Path(__file__).parents[2] / "shared" / "clips"
@@ -120,6 +125,42 @@ def test_unknown_landmarks_give_nan() -> None:
     assert np.isnan(mouth_opening(unknown))
     assert np.isnan(landmark_distance(unknown, face()))
     assert np.isnan(landmark_distance(face(), unknown))
+
+
+def test_landmarks_are_the_mean_over_boxes_around_the_face() -> None:
+    """Whose noise differs, as dlib's does; the mean has a third of it, and stays where the landmarks are."""
+    image, box, boxes = np.zeros((400, 400, 3), np.uint8), (100, 300, 150, 310), []
+    rng = np.random.default_rng(2)
+
+    def find(_image: np.ndarray, its_box: Box) -> np.ndarray:
+        boxes.append(its_box)
+        return face() + rng.normal(0, 1, (68, 2))
+
+    found = steady_landmarks(find, image, box)
+    assert found is not None
+    assert 0.27 < (found - face()).std() < 0.39
+    assert boxes[0] == box
+    assert len(set(boxes)) == len(BOXES) == 9
+    np.testing.assert_allclose(np.mean(boxes, axis=0), box, atol=0.5)
+    assert max(abs(np.subtract(its_box, box)).max() for its_box in boxes) <= 0.045 * 200
+    assert steady_landmarks(lambda _, its_box: None if its_box != box else face(), image, box) is None
+
+
+def test_openings_are_compared_where_both_are_known() -> None:
+    before = 0.2 + 0.1 * np.sin(np.arange(40) / 3)
+    after = 0.3 + 0.5 * (before - 0.2)
+    after[3], before[7] = np.nan, np.nan
+    assert compare_openings(after, before) == pytest.approx((1, 0.5))
+    assert compare_openings(-after, before) == pytest.approx((-1, 0.5))
+    r, _ = compare_openings(np.roll(after, 4), before)
+    assert r < 0.6
+
+
+def test_a_mouth_that_hardly_moves_is_not_compared() -> None:
+    """There, r would be the landmarks' noise's."""
+    before = np.random.default_rng(3).normal(0.02, MIN_MOVEMENT / 2, 40)
+    assert np.isnan(compare_openings(before, before)).all()
+    assert np.isnan(compare_openings(np.full(40, np.nan), 10 * before)).all()
 
 
 # --- synchrony

@@ -842,7 +842,7 @@ def test_drift_is_seen_over_time_only() -> None:
 
 def test_the_meter_measures_all_that_needs_no_sound() -> None:
     items, references = filmed()
-    added = ("lpips_", "ms_ssim_", "sync_", "truth_", "lse_")
+    added = ("lpips_", "ms_ssim_", "sync_", "truth_", "opening_", "lse_")
     names = {metric.name for metric in METRICS if not metric.name.startswith(added)}
     scores = scores_of(items, references)
     assert scores.metrics.keys() == names
