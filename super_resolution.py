@@ -49,6 +49,11 @@ MODELS = {  # METHODS: Real-ESRGAN; checkpoints/README.md: SPAN
         "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
         f"{REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",
     ),
+    "realesr-general-wdn-x4v3": Weights(
+        "realesr-general-wdn-x4v3.pth",
+        "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca",
+        f"{REAL_ESRGAN}/v0.2.5.0/realesr-general-wdn-x4v3.pth",
+    ),
     "RealESRGAN_x2plus": Weights(
         "RealESRGAN_x2plus.pth",
         "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
@@ -87,15 +92,17 @@ def find_weights(model: str) -> Path:
     return path
 
 
-def load_network(path: Path) -> "ImageModelDescriptor[Any]":
+def load_network(model: str) -> "ImageModelDescriptor[Any]":
     """Any network that spandrel knows and that enlarges RGB pictures; float32, on the CPU.
 
-    :raises InputError: for a file that holds no such network, and without spandrel.
+    :param model: as for `find_weights`.
+    :raises InputError: for a file that holds no such network, and without spandrel, before anything is downloaded.
     """
     try:
         import spandrel
     except ImportError:
         raise InputError("--super_resolution True needs the package spandrel: pip install spandrel") from None
+    path = find_weights(model)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -189,7 +196,7 @@ class LipSuperResolver:
     def __init__(
         self, model_name: str = "span_x2", strength: float = 1.0, device: torch.device | str = "cpu"
     ) -> None:
-        self.network = load_network(find_weights(model_name)).to(torch.device(device))
+        self.network = load_network(model_name).to(torch.device(device))
         self.scale = self.network.scale
         self.strength = strength
         self._has_told = False

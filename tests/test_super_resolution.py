@@ -160,7 +160,7 @@ def test_merged_convolutions_are_what_spandrel_computes(tmp_path: Path) -> None:
     torch.save({"params": weights}, whole)
     torch.save({k: v for k, v in weights.items() if ".sk." not in k and ".conv." not in k}, compact)
     for path in (whole, compact):
-        loaded = load_network(path)
+        loaded = load_network(str(path))
         assert loaded.scale == 2
         assert not any("sk" in name for name, _ in loaded.model.named_modules())
         assert torch.allclose(loaded(picture), expected, atol=1e-5)
@@ -169,7 +169,7 @@ def test_merged_convolutions_are_what_spandrel_computes(tmp_path: Path) -> None:
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="needs ../shared")
 @pytest.mark.parametrize("model", ["span_x2", "span_x4"])
 def test_the_files_that_come_with_the_project_are_the_official_networks(model: str) -> None:
-    official = load_network(WEIGHTS / f"{model.replace('_', '')}_ch48.safetensors")
+    official = load_network(str(WEIGHTS / f"{model.replace('_', '')}_ch48.safetensors"))
     picture = torch.rand(1, 3, 20, 30)
     assert torch.equal(LipSuperResolver(model).network(picture), official(picture))
 
@@ -185,19 +185,20 @@ def test_what_comes_with_the_project_is_there(model: str) -> None:
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="choose from span_x2, span_x4"):
         find_weights(str(tmp_path / "missing.pth"))
-    noise = tmp_path / "noise.pth"
-    noise.write_bytes(b"noise")
+    noise, also_noise = tmp_path / "noise.pth", tmp_path / "noise.safetensors"
+    for path in (noise, also_noise):
+        path.write_bytes(b"noise")
     foreign = tmp_path / "foreign.pth"
     torch.save({"some.weight": torch.zeros(3)}, foreign)
-    for path in (noise, foreign, noise.rename(noise.with_suffix(".safetensors"))):
+    for path in (noise, also_noise, foreign):
         with pytest.raises(InputError, match=f"{path.name}: not the weights of a network"):
-            load_network(path)
+            load_network(str(path))
     same_size = tmp_path / "same_size.pth"
     from spandrel.architectures.SPAN import SPAN
 
     torch.save(SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=1).state_dict(), same_size)
     with pytest.raises(InputError, match="scale 1 from 3 to 3 channels; give one that enlarges"):
-        load_network(same_size)
+        load_network(str(same_size))
 
 
 def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
@@ -208,14 +209,17 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "trap.pth"
     torch.save(Trap(), path)
     with pytest.raises(InputError, match="not the weights"):
-        load_network(path)
+        load_network(str(path))
     assert not (tmp_path / "sprung").exists()
 
 
-def test_without_spandrel_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_without_spandrel_the_error_says_how_to_install_it(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so before 67 MB are downloaded."""
     monkeypatch.setitem(sys.modules, "spandrel", None)
+    monkeypatch.setattr(super_resolution, "download", lambda *_: pytest.fail("downloads"))
     with pytest.raises(InputError, match="pip install spandrel"):
-        LipSuperResolver()
+        LipSuperResolver(model)
 
 
 def test_a_damaged_file_is_refused_with_both_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
