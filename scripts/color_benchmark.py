@@ -62,11 +62,14 @@ def shown(item: Item) -> np.ndarray:
     return item.picture
 
 
-def lower_error(item: Item, true: np.ndarray) -> float:
-    """Mean square difference from a true picture in the lower half of the box, in levels."""
-    assert item.face is not None
-    region = compared_regions(item.face, true.shape)["lower"]
-    return float(np.mean((shown(item)[region].astype(np.float32) - true[region]) ** 2))
+def lower_psnr(items: Sequence[Item], true: Sequence[np.ndarray]) -> float:
+    """dB, in the lower half of the box, of the mean square difference from true pictures."""
+    errors = []
+    for item, picture in zip(items, true, strict=True):
+        assert item.face is not None
+        region = compared_regions(item.face, picture.shape)["lower"]
+        errors.append(np.mean((shown(item)[region].astype(np.float32) - picture[region]) ** 2))
+    return float(psnr(float(np.mean(errors))))
 
 
 def lips_delta_e(item: Item) -> float:
@@ -98,30 +101,26 @@ def color_measures(items: Sequence[Item], color_match: str, every: int) -> dict[
         "skin, plain paste": float(np.mean([skin_delta_e(item) for item in plain])),
         "skin, blended": float(np.mean([skin_delta_e(item) for item in blended])),
         "lips, blended": float(np.mean([lips_delta_e(item) for item in blended])),
-        "PSNR, lower half": float(psnr(np.mean([lower_error(item, item.frame) for item in blended]))),
+        "PSNR, lower half": lower_psnr(blended, [item.frame for item in blended]),
     }
 
 
 def noise_measures(items: Sequence[Item], every: int) -> dict[str, float]:
     """PSNR of the lower half, noisy and denoised, against the same sample without noise."""
-    clean = composited(items)[::every]
-    noisy = with_noise(items)
+    clean, noisy = [shown(item) for item in composited(items)[::every]], with_noise(items)
     return {
-        name: float(psnr(np.mean([
-            lower_error(item, shown(true))
-            for item, true in zip(composited(noisy, denoise=strength)[::every], clean, strict=True)
-        ])))
+        name: lower_psnr(composited(noisy, denoise=strength)[::every], clean)
         for name, strength in (("noisy", 0.0), ("--denoise 0.5", 0.5), ("--denoise 1", 1.0))
-    }  # fmt: skip
+    }
 
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """rows: by the name of the row the values by the column's."""
     columns = list(next(iter(rows.values())))
-    print("|".join(["", "", *(f" {column} " for column in columns), ""]))
+    print(f"| | {' | '.join(columns)} |")
     print("|---" * (1 + len(columns)) + "|")
     for name, values in rows.items():
-        print("|".join(["", f" {name} ", *(f" {values[column]:.2f} " for column in columns), ""]), flush=True)
+        print(f"| {name} | {' | '.join(f'{values[column]:.2f}' for column in columns)} |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
