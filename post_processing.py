@@ -284,20 +284,26 @@ SKIN_EDGE = 0.03  # of the crop's height: the deviation of the Gaussian that sof
 
 
 def color_stage(color_match: str, face_hide_percentage: float) -> Stage:
-    """Gives what was generated the colours of its frame: by one shift for all ("lab"), and by the skin's histogram
-    for the skin ("histogram"). Both are found on the skin and averaged over neighbouring frames of the shot."""
+    """Gives what was generated the colours of its frame: by a shift for all, by what its parts lack besides ("lab"),
+    and by the skin's histogram for the skin ("histogram"); averaged over neighbouring frames of the shot."""
     find = partial(with_cast, with_histogram=color_match == "histogram", face_hide_percentage=face_hide_percentage)
     match = in_windows(partial(match_colors, face_hide_percentage=face_hide_percentage), COLOR_REACH)
     return lambda items: match(in_batches(find, 1)(items))
 
 
+def beside_mouth(face: Face, height: int, width: int, face_hide_percentage: float) -> np.ndarray:
+    """bool [height, width], of a crop of this size: what was generated, but for where lips may be."""
+    beside = ~mouth_area(face, height, width)
+    beside[: int(height * (1 - face_hide_percentage))] = False
+    return beside
+
+
 def generated_skin(face: Face, height: int, width: int, face_hide_percentage: float) -> np.ndarray:
-    """bool [height, width], of a crop of this size: what was generated within the line of the jaw, away from the lips;
-    without landmarks all that was generated but where lips may be."""
+    """bool [height, width], of a crop of this size: of `beside_mouth` what is within the line of the jaw; without
+    landmarks all of it."""
     if face.landmarks is not None and not np.isfinite(face.landmarks).all():
         face = replace(face, landmarks=None)
-    skin = ~mouth_area(face, height, width)
-    skin[: int(height * (1 - face_hide_percentage))] = False
+    skin = beside_mouth(face, height, width, face_hide_percentage)
     landmarks = face.crop_landmarks
     if landmarks is not None:
         y1, y2, x1, x2 = face.box
@@ -315,9 +321,12 @@ def with_cast(items: list[Item], with_histogram: bool, face_hide_percentage: flo
         assert item.face is not None
         assert item.crop is not None
         height, width = item.crop.shape[:2]
-        skin = generated_skin(item.face, height, width, face_hide_percentage)
-        cast = find_cast(to_lab(item.crop), to_lab(source_crop(item)), skin, with_histogram)
-        found.append(replace(item, cast=cast))
+        generated = slice(int(height * (1 - face_hide_percentage)), None)
+        own, true = (to_lab(picture[generated]) for picture in (item.crop, source_crop(item)))
+        skin, beside = (
+            area(item.face, height, width, face_hide_percentage)[generated] for area in (generated_skin, beside_mouth)
+        )
+        found.append(replace(item, cast=find_cast(own, true, skin, beside, with_histogram)))
     return found
 
 

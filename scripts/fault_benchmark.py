@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import cv2
@@ -135,9 +136,15 @@ KINDS: dict[str, tuple[Callable[[Sequence[Item], Random], list[Item]], tuple[int
 AROUND = 2  # frames beside a fault that may be flagged along
 
 
-def composited(items: Sequence[Item]) -> list[Item]:
-    """The items with their pictures; those that have one keep it."""
-    options = Options(model_path="-", video_path="-", audio_path="-", blur_kernel_size=15)
+def read_items(path: Path) -> list[Item]:
+    """What --keep wrote."""
+    items: list[Item] = pickle.loads(path.read_bytes())
+    return items
+
+
+def composited(items: Sequence[Item], blur_kernel_size: int = 15, **flags: Any) -> list[Item]:
+    """The items with their pictures, as generate.py's flags make them; those that have one keep it."""
+    options = Options(model_path="-", video_path="-", audio_path="-", blur_kernel_size=blur_kernel_size, **flags)
     stream: Iterator[Item] = iter(items)
     for _, stage in build_stages(options, None):
         stream = stage(stream)
@@ -332,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.items:
         parser.error("give ITEMS, or --keep ITEMS and generate.py's flags")
     detector = FaceAlignment("dlib")
-    clips = {path.stem: composited(pickle.loads(path.read_bytes())) for path in arguments.items}
+    clips = {path.stem: composited(read_items(path)) for path in arguments.items}
     random = np.random.default_rng(arguments.seed)
     if arguments.checkpoint:
         try_again(clips, arguments.sounds, arguments.checkpoint, detector, arguments.rounds, random)

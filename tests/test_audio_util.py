@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from test_video_util import HEIGHT, QUADRANTS, WIDTH, make_sound, speech_like, write_video
 
-from guided_diffusion.audio_util import open_sound, read_audio
+from guided_diffusion.audio_util import MOST_CHANNELS, open_sound, read_audio
 from guided_diffusion.errors import InputError
 from guided_diffusion.video_util import VideoWriter, count_frames, open_video
 
@@ -32,6 +32,17 @@ def test_read_audio_averages_channels_at_the_files_own_rate(
     mono, read_rate = read_audio(make_sound(tmp_path / f"in.{suffix}", samples, rate, codec))
     assert (read_rate, mono.dtype, mono.shape) == (rate, np.float32, (samples.shape[1],))
     assert np.abs(mono - samples.mean(0) / 32768).max() < (0.01 if codec == "pcm_u8" else 1e-4)
+
+
+def test_more_channels_than_can_be_mixed_are_refused_by_name(tmp_path: Path) -> None:
+    """126 ended in FFmpeg's own error, which named neither the file nor what to do."""
+    path = tmp_path / "many.wav"
+    for n_channels in (MOST_CHANNELS, 126):
+        soundfile.write(path, np.zeros((800, n_channels), np.float32), 16000)
+        if n_channels == MOST_CHANNELS:
+            assert len(read_audio(str(path))[0]) == 800
+    with pytest.raises(InputError, match=r"many.wav.* 126 channels.* mono or stereo"):
+        read_audio(str(path))
 
 
 @pytest.mark.parametrize("n_channels", [9, 10, 11, 16])

@@ -209,6 +209,8 @@ def plan(**changes: object) -> Plan:
     ("changes", "options", "words"),
     [
         ({"seen": [Seen(0, 0, None)]}, {}, "no face in any of the 1 frames looked at: another --face_detector"),
+        ({"seen": [Seen(0, 0, None), Seen(9, 1, None)]}, {}, "faces in 1 of the 2 .*mouth outside the picture"),
+        ({"seen": [Seen(0, 1, FACE), Seen(9, 1, None)]}, {}, "no face to follow in 50 %"),
         ({"seen": [Seen(0, 0, None)], "width": 3840}, {}, "--detection_size 1440, or another --face_detector"),
         ({"seen": [Seen(0, 1, FACE), Seen(9, 0, None)]}, {}, "no face in 50 %"),
         ({"seen": [Seen(0, 3, FACE)]}, {}, "up to 3 faces at once, .* --face_index 0 to 2"),
@@ -295,7 +297,12 @@ def test_the_sheet_of_the_longest_name_has_a_shorter_one(tmp_path: Path) -> None
     for stem in ("x" * 251, "é" * 125):
         name = sheet_path(str(tmp_path / f"{stem}.mp4")).name
         assert 254 <= len(name.encode()) <= 255
-        assert stem.startswith(name.removesuffix("_plan.png"))
+        assert stem.startswith(name.rsplit("_", 2)[0])
+
+
+def test_long_names_of_a_list_that_end_differently_have_sheets_of_their_own(tmp_path: Path) -> None:
+    names = {sheet_path(str(tmp_path / f"{'x' * 250}{end}.mp4")).name for end in "ab"}
+    assert len(names) == 2
 
 
 def test_a_sheet_that_cannot_be_written_costs_no_plan(

@@ -30,6 +30,7 @@ TOLERANCE = Fraction(20, 1000)  # seconds; a lost AAC frame leaves a hole of 21 
 START_TOLERANCE = Fraction(1, 1000)  # seconds
 LONGEST_HOLE = 3600  # seconds
 LONGEST_OVERLAP = 1  # seconds; at the start of the sound as long as a hole
+MOST_CHANNELS = 64  # that FFmpeg's resampler takes
 CANCELLED = 10**-1.2  # share of two channels' mean power that their mix has: 12 dB down
 
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
@@ -133,6 +134,11 @@ def _audio_stream(container: av.container.InputContainer, path: str) -> av.Audio
     best = container.streams.best("audio")
     for stream in ([] if best is None else [best]) + list(container.streams.audio):
         if isinstance(stream, av.AudioStream) and stream.codec_context is not None and stream.rate:
+            if stream.layout.nb_channels > MOST_CHANNELS:
+                raise InputError(
+                    f"{path!r}: its sound has {stream.layout.nb_channels} channels, and at most {MOST_CHANNELS} can be "
+                    "mixed; give it as a mono or stereo file"
+                )
             return stream
     raise InputError(f"{path!r} has no sound that can be decoded; name a sound file or a video with sound")
 

@@ -42,7 +42,7 @@ from .plan import DENOISE_SECONDS, X264_DELAY, Cost, Plan, Seen, advice, estimat
 from .quality_report import open_report
 from .sampling import Guide, SampleBatch, Sampler, WhiteBalanced, determine_optimal_resolution, generate_crops
 from .script_util import ModelConfig, create_gaussian_diffusion
-from .store import replace_when_complete, writable_folder
+from .store import content_key, replace_when_complete, writable_folder
 from .streams import Box, Item, Stages
 from .tfg_data_util import face_crop, inside_frame, sample_to_crops, visible_box
 from .video_util import VideoSource, VideoWriter, estimate_frames, timecode
@@ -186,11 +186,16 @@ def dry_run(work: Work) -> dict[str, Any]:
 
 
 def sheet_path(out_path: str) -> Path:
-    """Beside the result; its name begins with the result's, with as much of it as a name has room for."""
+    """Beside the result; its name begins with the result's, with as much of it as a name has room for.
+
+    What has no room is told by a digest: a list's long names may differ at their ends alone.
+    """
     path, ending = Path(out_path), "_plan.png"
-    room = os.pathconf(writable_folder(str(path.parent)), "PC_NAME_MAX") - len(ending)
-    stem = path.stem if len(os.fsencode(path.stem)) <= room else os.fsencode(path.stem)[:room].decode(errors="ignore")
-    return path.with_name(stem + ending)
+    name, most = os.fsencode(path.stem), os.pathconf(writable_folder(str(path.parent)), "PC_NAME_MAX")
+    if len(name) + len(ending) <= most:
+        return path.with_name(path.stem + ending)
+    ending = f"_{content_key({'name': path.stem})}{ending}"
+    return path.with_name(name[: most - len(ending)].decode(errors="ignore") + ending)
 
 
 def heard(audio_path: str) -> list[str]:
@@ -480,7 +485,7 @@ def _cell(look: Look, box: Box | None, plan: Plan) -> np.ndarray:
     if box is not None:
         y1, y2, x1, x2 = (round(v * look.scale) for v in visible_box(box, (plan.height, plan.width)))
         draw.rectangle([x1, y1, x2, y2], outline=(60, 255, 90), width=3)
-    said = timecode(look.index, plan.fps) + ("" if box is not None else "  no face")
+    said = timecode(look.index, plan.fps) + ("" if box is not None else "  not followed" if look.faces else "  no face")
     draw.rectangle((0, 0, 8 + draw.textlength(said, font), 20), fill=(0, 0, 0))
     draw.text((4, 1), said, font=font, fill=(255, 255, 255) if box is not None else (255, 110, 90))
     return np.asarray(image)

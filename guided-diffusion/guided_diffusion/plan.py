@@ -116,6 +116,7 @@ def _of_faces(plan: Plan, options: Options) -> list[str]:
         return ["a fixed part of the picture is taken for the face, as of VoxCeleb2's 224 x 224: --is_voxceleb2 False"]
     said = []
     missing, looked = len(plan.without_face), len(plan.seen)
+    unusable = sum(each.n_faces > 0 for each in plan.without_face)
     shrunk = max(plan.width, plan.height) > options.detection_size
     larger = f"--detection_size {min(max(plan.width, plan.height), 2 * options.detection_size)}, or " if shrunk else ""
     first = next((each for each in plan.seen if each.n_faces), None)
@@ -126,10 +127,16 @@ def _of_faces(plan: Plan, options: Options) -> list[str]:
             f"has {first.n_faces}: --face_index {indices}, or -1 for the best detected"
         ]
     if missing == looked:
+        if unusable:
+            return [
+                f"faces in {unusable} of the {looked} frames looked at, too small or with the mouth outside the "
+                "picture; give a video that shows it"
+            ]
         return [f"no face in any of the {looked} frames looked at: {larger}another --face_detector"]
     if missing > MOST_WITHOUT_FACE * looked:
+        whom = " to follow" if unusable else ""
         said.append(
-            f"no face in {100 * missing / looked:.0f} % of the frames looked at, which stay as they are: "
+            f"no face{whom} in {100 * missing / looked:.0f} % of the frames looked at, which stay as they are: "
             f"{larger}another --face_detector; --motion_tracking True helps across short gaps"
         )
     most = max(each.n_faces for each in plan.seen)
