@@ -230,8 +230,7 @@ def benchmark_noise(
 def benchmark_codes(models: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], sentences: int) -> None:
     """The differences are to the first network, over the same sentences."""
     speech = groups([], sentences)["held out"]
-    names = [Path(model).stem for model in models]
-    print(f"| noise | dB | {' | '.join([*names, *(f'{name} − {names[0]}' for name in names[1:])])} |")
+    print(f"| noise | dB | {' | '.join([*models, *(f'{model} − first' for model in models[1:])])} |")
     print("|---" * (1 + 2 * len(models)) + "|", flush=True)
     for condition, noisy in conditions(kinds, snrs):
         sound = noisy(speech)
