@@ -2,12 +2,14 @@
 
 noise     white, pink, babble, hum and music at 20 to 0 dB on three groups of speech: how far the mel moves (its mean
           distance, on the scale of +-4), and how well the opening that the demo's network hears follows the truth
+codes     how well the audio codes of several networks tell the opening of each held-out sentence in noise
+painted   the same of the mouths that generate.py paints of them, or of --speech, with --video and generate.py's flags
 level     the same speech at -40, -23 and -6 LUFS: how far the mouth opens
 snr       what audio.assess finds of known signal-to-noise ratios
 hour      seconds and peak memory of each part of preprocessing and assessment, for a minute or more of sound
 
-The opening is read from the audio code of checkpoints/demo.safetensors by a linear regression that is fitted to clean
-espeak-ng speech, where the truth is known (as train.py --opening_weight does, whose r is that of the painted mouths).
+The opening is read from the audio code of a network, checkpoints/demo.safetensors but where told, by a linear
+regression that is fitted to clean espeak-ng speech, where the truth is known (as train.py --opening_weight does).
 """
 
 import argparse
@@ -15,32 +17,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from make_sample import FPS, HELD_OUT_VOICES, VOICES, mouth_of, synthesize, training_script, viseme_track
+from painted import face_boxes, openings, pictures
 
 from _path import ROOT
 from audio.assess import assess
-from audio.audio import count_windows, load_speech, mel_window, melspectrogram, speech_mel
+from audio.audio import count_windows, load_speech, mel_window, melspectrogram, rms_envelope, speech_mel
 from audio.blocks import resampled
+from audio.hparams import front_end
 from audio.loudness import LoudnessMeter
 from audio.preprocess import preprocess
 from audio.voice_activity import ONSET, hop_power, speech_probability, speech_to_noise
+from face_detection.lip_metrics import sync_correlation
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import peak_memory
 from guided_diffusion.script_util import load_checkpoint, load_model
+from guided_diffusion.video_util import open_video
 
-PARTS = ("noise", "level", "snr", "hour")
+PARTS = ("noise", "codes", "painted", "level", "snr", "hour")
 RATE = 16000
 LOUDNESS = -23.0
 METHODS = ("none", "spectral", "deep")
-DEMO = ROOT / "checkpoints" / "demo.safetensors"
-N_FITTED, N_HELD_OUT = 20, 4  # sentences
+DEMO = str(ROOT / "checkpoints" / "demo.safetensors")
+N_FITTED = 20  # sentences
 FIRST_HELD_OUT, FIRST_BABBLE = 900000, 500
 LANGUAGES = {
     "de": "Der Vater hat gestern Abend ein blaues Boot gemalt.",
@@ -73,10 +80,13 @@ def at_loudness(sound: np.ndarray, loudness: float = LOUDNESS) -> np.ndarray:
     return sound * np.float32(10 ** ((loudness - meter.integrated()) / 20))
 
 
-def groups(recordings: Sequence[str]) -> dict[str, np.ndarray]:
-    """Speech of a kind in a row, each piece at LOUDNESS."""
+def groups(recordings: Sequence[str], sentences: int) -> dict[str, np.ndarray]:
+    """Speech of a kind in a row, each piece at LOUDNESS.
+
+    :param sentences: number of the held-out ones.
+    """
     pieces = {
-        "held out": [sound for sound, _ in held_out()],
+        "held out": [sound for sound, _ in held_out(sentences)],
         "languages": [spoken(text, voice)[0] for voice, text in LANGUAGES.items()],
         "recordings": [load_speech(path)[: int(SECONDS * RATE)] for path in recordings],
     }
@@ -84,8 +94,10 @@ def groups(recordings: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 @cache
-def held_out() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [sentence(FIRST_HELD_OUT + seed, HELD_OUT_VOICES) for seed in range(N_HELD_OUT)]
+def held_out(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first n that are not a greeting alone."""
+    sentences = (sentence(seed, HELD_OUT_VOICES) for seed in count(FIRST_HELD_OUT))
+    return list(islice((one for one in sentences if len(one[0]) > RATE), n))
 
 
 def noise(kind: str, n: int) -> np.ndarray:
@@ -118,25 +130,22 @@ def mixed(speech: np.ndarray, kind: str, snr: float, power: float | None = None)
     return (speech + noise(kind, len(speech)) * np.sqrt(power / 10 ** (snr / 10))).astype(np.float32)
 
 
-def heard(sound: np.ndarray, denoise: str = "none", compress: bool = False) -> np.ndarray:
-    return np.concatenate(list(preprocess([sound], RATE, RATE, denoise, compress=compress)))
+def heard(sound: np.ndarray, denoise: str = "none", strength: float = 1, compress: bool = False) -> np.ndarray:
+    return np.concatenate(list(preprocess([sound], RATE, RATE, denoise, strength, compress)))
 
 
 # ------------------------------------------------------------------------------------------------------------ measures
 
 
-def windows(sound: np.ndarray) -> np.ndarray:
-    """float32 [frames, bands, steps]"""
-    mel = melspectrogram(sound)
-    return np.stack([mel_window(mel, frame, FPS) for frame in range(count_windows(mel, FPS))])
-
-
 @cache
-def network() -> Callable[[np.ndarray], np.ndarray]:
-    """Mel windows to the demo's audio codes, float64 [frames, code]."""
-    model = load_model(load_checkpoint(str(DEMO)), "cpu")
+def network(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Sound at RATE to the audio codes of a checkpoint's network, float64 [frames, code]."""
+    checkpoint = load_checkpoint(path)
+    model, hparams = load_model(checkpoint, "cpu"), front_end(checkpoint.config)
 
-    def encode(mels: np.ndarray) -> np.ndarray:
+    def encode(sound: np.ndarray) -> np.ndarray:
+        mel = melspectrogram(np.concatenate(list(resampled([sound], RATE, hparams.sample_rate))), hparams)
+        mels = np.stack([mel_window(mel, frame, FPS, hparams) for frame in range(count_windows(mel, FPS, hparams))])
         with torch.inference_mode():
             codes = [model.encode_audio(part).flatten(1) for part in torch.from_numpy(mels).split(64)]
         return torch.cat(codes).double().numpy()
@@ -145,19 +154,20 @@ def network() -> Callable[[np.ndarray], np.ndarray]:
 
 
 @cache
-def opening_reader() -> Callable[[np.ndarray], np.ndarray]:
-    """Sound to the mouth's opening in each frame, by ridge regression on the demo network's codes."""
-    codes, openings = [], []
+def opening_reader(path: str = DEMO) -> Callable[[np.ndarray], np.ndarray]:
+    """Sound to the mouth's opening in each frame, by ridge regression on the codes of a checkpoint's network."""
+    encode = network(path)
+    codes, true_openings = [], []
     for seed in range(N_FITTED):
         sound, opening = sentence(seed, VOICES)
-        code = network()(windows(sound))
+        code = encode(sound)
         codes.append(code)
-        openings.append(opening[: len(code)])
-    x, y = np.concatenate(codes), np.concatenate(openings)
+        true_openings.append(opening[: len(code)])
+    x, y = np.concatenate(codes), np.concatenate(true_openings)
     mean, spread = x.mean(axis=0), x.std() + 1e-9
     z = (x - mean) / spread
     weights = np.linalg.solve(z.T @ z + 10 * np.eye(z.shape[1]), z.T @ (y - y.mean()))
-    return lambda sound: (network()(windows(sound)) - mean) / spread @ weights + y.mean()
+    return lambda sound: (encode(sound) - mean) / spread @ weights + y.mean()
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -165,44 +175,100 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a[:n], b[:n])[0, 1])
 
 
-def truth() -> np.ndarray:
-    """Of the held-out group, whose pieces do not end with a frame."""
-    at = np.concatenate([np.full(len(sound), index) for index, (sound, _) in enumerate(held_out())])
-    starts = np.cumsum([0] + [len(sound) for sound, _ in held_out()])
-    frames = np.arange(int(len(at) / RATE * FPS)) * RATE // FPS
-    return np.array([
-        held_out()[at[sample]][1][min((sample - starts[at[sample]]) * FPS // RATE, len(held_out()[at[sample]][1]) - 1)]
-        for sample in frames
-    ])  # fmt: skip
+def truth(sentences: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the held-out group per frame: number of the sentence, opening. The pieces do not end with a frame."""
+    pieces = held_out(sentences)
+    starts = np.cumsum([0] + [len(sound) for sound, _ in pieces])
+    samples = np.arange(int(starts[-1] / RATE * FPS)) * RATE // FPS
+    numbers = np.searchsorted(starts, samples, side="right") - 1
+    frames = (samples - starts[numbers]) * FPS // RATE
+    own = [pieces[number][1] for number in numbers]
+    return numbers, np.array([one[min(frame, len(one) - 1)] for one, frame in zip(own, frames, strict=True)])
+
+
+def by_sentence(opening: np.ndarray, sentences: int) -> np.ndarray:
+    """r with the truth in each held-out sentence, float64 [sentences]; frames without a face (NaN) are left out."""
+    numbers, true_opening = (column[: len(opening)] for column in truth(sentences))
+    opening = opening[: len(numbers)]
+    kept = [np.flatnonzero((numbers == number) & np.isfinite(opening)) for number in range(sentences)]
+    return np.array([correlation(opening[frames], true_opening[frames]) for frames in kept])
+
+
+def mean_and_error(values: np.ndarray, sign: str = "-") -> str:
+    """With the standard error over the values."""
+    return f"{values.mean():{sign}.3f} ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}"
+
+
+def conditions(kinds: Sequence[str], snrs: Sequence[int]) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """The two cells that name each, noise and dB, and what makes it of clean speech."""
+    for kind in kinds:
+        if kind == "clean":
+            yield "clean | ", lambda sound: sound
+        else:
+            yield from ((f"{kind} | {snr}", partial(mixed, kind=kind, snr=snr)) for snr in snrs)
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
-def benchmark_noise(kinds: Sequence[str], snrs: Sequence[int], recordings: Sequence[str]) -> None:
-    speech = groups(recordings)
+def benchmark_noise(
+    kinds: Sequence[str], snrs: Sequence[int], recordings: Sequence[str], sentences: int, strength: float
+) -> None:
+    speech = groups(recordings, sentences)
     mels = {name: melspectrogram(sound) for name, sound in speech.items()}
+    _, true_opening = truth(sentences)
     print(f"| noise | dB | method | {' | '.join(f'mel, {name}' for name in speech)} | r |")
     print("|---" * (4 + len(speech)) + "|", flush=True)
-    for kind in kinds:
-        for snr in ("",) if kind == "clean" else snrs:
-            for method in METHODS:
-                after = {
-                    name: heard(sound if kind == "clean" else mixed(sound, kind, float(snr)), method)
-                    for name, sound in speech.items()
-                }
-                moved = (np.abs(melspectrogram(sound) - mels[name]).mean() for name, sound in after.items())
-                r = correlation(opening_reader()(after["held out"]), truth())
-                print(f"| {kind} | {snr} | {method} | {' | '.join(f'{d:.3f}' for d in moved)} | {r:.3f} |", flush=True)
+    for condition, noisy in conditions(kinds, snrs):
+        for method in METHODS:
+            after = {name: heard(noisy(sound), method, strength) for name, sound in speech.items()}
+            moved = (np.abs(melspectrogram(sound) - mels[name]).mean() for name, sound in after.items())
+            r = correlation(opening_reader()(after["held out"]), true_opening)
+            print(f"| {condition} | {method} | {' | '.join(f'{d:.3f}' for d in moved)} | {r:.3f} |", flush=True)
 
 
-def benchmark_level() -> None:
-    read, speech = opening_reader(), groups([])["held out"]
+def benchmark_codes(models: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], sentences: int) -> None:
+    """The differences are to the first network, over the same sentences."""
+    speech = groups([], sentences)["held out"]
+    print(f"| noise | dB | {' | '.join([*models, *(f'{model} − first' for model in models[1:])])} |")
+    print("|---" * (1 + 2 * len(models)) + "|", flush=True)
+    for condition, noisy in conditions(kinds, snrs):
+        sound = noisy(speech)
+        r = [by_sentence(opening_reader(model)(sound), sentences) for model in models]
+        cells = [*(mean_and_error(one) for one in r), *(mean_and_error(one - r[0], "+") for one in r[1:])]
+        print(f"| {condition} | {' | '.join(cells)} |", flush=True)
+
+
+def benchmark_painted(
+    video: str, speech: str | None, kinds: Sequence[str], snrs: Sequence[int], methods: Sequence[str], sentences: int,
+    flags: Sequence[str],
+) -> None:  # fmt: skip
+    """The lip-sync measure against the clean sound; r with the truth where it is known."""
+    clean = groups([], sentences)["held out"] if speech is None else load_speech(speech)
+    boxes, fps = face_boxes(video), open_video(video).fps
+    print("| noise | dB | method | sync r | lag, ms | z | r with the truth, of sentences |")
+    print("|---" * 7 + "|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        audio, result, work = (str(Path(folder) / name) for name in ("sound.wav", "result.mp4", "work"))
+        for condition, noisy in conditions(kinds, snrs):
+            soundfile.write(audio, noisy(clean), RATE, subtype="FLOAT")
+            for method in methods:
+                frames = pictures(video, audio, result, ["--denoise_audio", method, "--work_dir", work, *flags])
+                opening = openings(frames, boxes)
+                score = sync_correlation(opening, rms_envelope(clean, RATE, len(opening), fps), fps)
+                told = mean_and_error(by_sentence(opening, sentences)) if speech is None else "–"
+                sync = f"{score.peak_r:.3f} | {score.lag_ms:.0f} | {score.z:.1f}"
+                print(f"| {condition} | {method} | {sync} | {told} |", flush=True)
+
+
+def benchmark_level(sentences: int) -> None:
+    read, speech = opening_reader(), groups([], sentences)["held out"]
+    _, true_opening = truth(sentences)
     for compress in (False, True):
         openings = {level: read(heard(at_loudness(speech, level), compress=compress)) for level in (-40, -23, -6)}
         said = ", ".join(f"{level} LUFS {opening.mean():.3f}" for level, opening in openings.items())
         print(f"compress_audio {compress}: mean opening (px) {said}; r to truth "
-              + ", ".join(f"{correlation(opening, truth()):.3f}" for opening in openings.values()))  # fmt: skip
+              + ", ".join(f"{correlation(opening, true_opening):.3f}" for opening in openings.values()))  # fmt: skip
 
 
 def benchmark_snr(recordings: Sequence[str]) -> None:
@@ -225,7 +291,7 @@ def benchmark_snr(recordings: Sequence[str]) -> None:
 
 def benchmark_hour(parts: Sequence[str], seconds: int) -> None:
     """Each in a process of its own, on stereo at 48 kHz."""
-    speech = np.concatenate(list(resampled([groups([])["languages"]], RATE, 48000)))
+    speech = np.concatenate(list(resampled([groups([], 1)["languages"]], RATE, 48000)))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "sound.wav")
         with soundfile.SoundFile(path, "w", 48000, 2) as file:
@@ -261,17 +327,34 @@ def main() -> int:
         "--noises", nargs="+", default=["clean", "white", "pink", "babble", "hum", "music"], help="for noise"
     )
     parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
+    parser.add_argument("--sentences", type=int, default=4, help="held-out ones of espeak-ng")
+    parser.add_argument("--strength", type=float, default=1, help="--denoise_strength, for noise")
+    parser.add_argument("--models", nargs="+", default=[DEMO], help="checkpoints, for codes")
+    parser.add_argument("--video", default=str(ROOT / "samples" / "astronaut.mp4"), help="for painted")
+    parser.add_argument("--speech", help="for painted, in place of the held-out sentences")
+    parser.add_argument("--denoisers", nargs="+", default=METHODS, choices=METHODS, help="for painted")
     parser.add_argument("--methods", nargs="+", default=list(HEARD), choices=list(HEARD), help="for hour")
     parser.add_argument("--seconds", type=int, default=3600, help="of sound, for hour")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, flags = parser.parse_known_args()
+    if flags and arguments.part != "painted":
+        parser.error(f"unknown: {' '.join(flags)}")
     torch.set_num_threads(1)
     if arguments.measure:
         measure(*arguments.measure)
     elif arguments.part == "noise":
-        benchmark_noise(arguments.noises, arguments.snrs, arguments.recordings)
+        benchmark_noise(
+            arguments.noises, arguments.snrs, arguments.recordings, arguments.sentences, arguments.strength
+        )
+    elif arguments.part == "codes":
+        benchmark_codes(arguments.models, arguments.noises, arguments.snrs, arguments.sentences)
+    elif arguments.part == "painted":
+        benchmark_painted(
+            arguments.video, arguments.speech, arguments.noises, arguments.snrs, arguments.denoisers,
+            arguments.sentences, flags,
+        )  # fmt: skip
     elif arguments.part == "level":
-        benchmark_level()
+        benchmark_level(arguments.sentences)
     elif arguments.part == "snr":
         benchmark_snr(arguments.recordings)
     elif arguments.part == "hour":

@@ -14,16 +14,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from noise_benchmark import RATE, noise
+from painted import face_boxes, openings, pictures
 
 import _path  # noqa: F401
-import generate
 from audio.audio import load_speech
 from audio.blocks import resampled
 from audio.silence import SpeechListener, rest_shares
-from face_detection.api import FaceAlignment, integer_corners
-from face_detection.lip_metrics import mouth_opening
 from guided_diffusion.errors import InputError
-from guided_diffusion.video_util import open_video, source_index
+from guided_diffusion.video_util import open_video
 
 SECONDS = 4  # of the speech are kept
 SILENCES = (1, 3)  # seconds, after a third and two thirds of it
@@ -45,30 +43,6 @@ def with_silences(speech: np.ndarray, fill: str | None = None) -> np.ndarray:
     return np.concatenate([*parts, speech[last:]])
 
 
-def pictures(video: str, audio: str, out: str, gate: float, flags: Sequence[str]) -> np.ndarray:
-    """The result's frames, uint8 [n, H, W, 3], as they were before encoding but for the halved colour resolution."""
-    told = [
-        "--video_path", video, "--audio_path", audio, "--out_path", out, "--silence_gate", str(gate), "--crf", "0",
-        "--save_orig", "False", "--is_voxceleb2", "False", "--face_detector", "dlib", "--audio_longer", "pingpong",
-    ]  # fmt: skip
-    if generate.main([*told, *flags]):
-        raise InputError("generate.py failed")
-    return np.stack(list(open_video(out).frames()))
-
-
-def openings(frames: np.ndarray, source: Sequence[np.ndarray]) -> np.ndarray:
-    """Float64 [n], NaN where the source shows no face. Landmarks are looked for where the source's face is: in the
-    box that dlib finds on the result they fail in single frames (0.17 on a closed mouth was seen)."""
-    detector = FaceAlignment("dlib")
-    boxes = [integer_corners(faces[0].box) if faces else None for faces in detector.detect(source)]
-    found = []
-    for index, frame in enumerate(frames):
-        box = boxes[source_index(index, len(boxes), "pingpong")]
-        marks = None if box is None else detector.get_landmarks_from_image(frame, (box[1], box[3], box[0], box[2]))
-        found.append(np.nan if marks is None else mouth_opening(marks))
-    return np.array(found)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video")
@@ -80,20 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         audio, work = str(Path(folder) / "sound.wav"), str(Path(folder) / "work")
         soundfile.write(audio, sound, RATE)
         results = [
-            pictures(arguments.video, audio, str(Path(folder) / f"{gate}.mp4"), gate, [*flags, "--work_dir", work])
+            pictures(
+                arguments.video, audio, str(Path(folder) / f"{gate}.mp4"),
+                ["--silence_gate", str(gate), "--work_dir", work, *flags],
+            )
             for gate in (0, 1)
-        ]
+        ]  # fmt: skip
     listener = SpeechListener(resampled)
     for _ in listener([sound], RATE, RATE):
         pass
-    video = open_video(arguments.video)
-    source = list(video.frames())
-    shares = rest_shares(listener.spans, len(results[0]), video.fps)
+    boxes = face_boxes(arguments.video)
+    shares = rest_shares(listener.spans, len(results[0]), open_video(arguments.video).fps)
     speaking, at_rest = shares == 0, shares == 1
     print(f"frames: {speaking.sum()} speak, {at_rest.sum()} are at rest")
     print("speaking frames differ by", np.abs(results[1][speaking].astype(int) - results[0][speaking]).max())
     for name, frames in zip(("without", "with"), results, strict=True):
-        opening = openings(frames, source)
+        opening = openings(frames, boxes)
         (mean, spread), (rest_mean, rest_spread) = (
             (np.nanmean(opening[which]), np.nanstd(opening[which])) for which in (speaking, at_rest)
         )

@@ -197,16 +197,18 @@ def test_front_ends_with_empty_bands_are_refused(options: dict[str, int], recwar
 # --- the enhanced analysis for a network of the standard front end
 
 
-def test_the_enhanced_analysis_is_heard_as_the_standard_one() -> None:
-    """Powers in place of magnitudes, or steps that are 5 ms late, double the difference."""
-    sample = str(Path(__file__).parent.parent / "samples" / "astronaut.mp4")
+@pytest.mark.parametrize("name", ["astronaut.mp4", "speech.wav"])
+def test_the_enhanced_analysis_is_heard_as_the_standard_one(name: str) -> None:
+    """Powers in place of magnitudes, or steps that are 5 ms late, double the difference; whole steps cost half of it
+    where sound sets in after digital silence, as in speech.wav."""
+    sample = str(Path(__file__).parent.parent / "samples" / name)
     standard, seconds = audio.speech_mel(sample)
     mapped, same_seconds = audio.speech_mel(sample, analysis=ENHANCED_AUDIO_CONFIG)
     assert same_seconds == seconds
     assert mapped.dtype == np.float32
     assert np.abs(mapped).max() <= 4
-    assert 0 < np.abs(mapped - standard).mean() < 0.055
-    assert abs((mapped - standard).mean()) < 0.03
+    assert 0 < np.abs(mapped - standard).mean() < 0.05
+    assert abs((mapped - standard).mean()) < 0.02
 
 
 @pytest.mark.parametrize("pad_audio", [False, True])

@@ -1,11 +1,18 @@
-"""The sounds that the benchmark is made of."""
+"""The sounds that the benchmark is made of, and what they are held against."""
 
+from types import SimpleNamespace
+
+import librosa
+import noise_benchmark
 import numpy as np
 import pytest
-from noise_benchmark import RATE, at_loudness, mixed, noise
+from make_sample import FPS
+from noise_benchmark import RATE, at_loudness, by_sentence, conditions, mixed, network, noise, truth
 from test_loudness import loudness
 
+from audio.hparams import PRESETS, model_options
 from audio.voice_activity import hop_power
+from guided_diffusion.script_util import ModelConfig
 
 
 @pytest.mark.parametrize("kind", ["white", "pink", "hum", "music"])
@@ -24,3 +31,40 @@ def test_mixtures_have_their_ratio() -> None:
         assert 10 * np.log10(np.mean(speech**2) / np.mean(added**2)) == pytest.approx(snr, abs=0.01)
     assert loudness(at_loudness(speech, -30), RATE) == pytest.approx(-30, abs=0.01)
     assert hop_power(speech).mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_conditions_are_named_and_clean_speech_is_left_as_it_is() -> None:
+    speech = np.sin(np.arange(RATE)).astype(np.float32)
+    named = dict(conditions(["clean", "white"], [5, 0]))
+    assert list(named) == ["clean | ", "white | 5", "white | 0"]
+    assert named["clean | "](speech) is speech
+    assert np.array_equal(named["white | 0"](speech), mixed(speech, "white", 0))
+
+
+def test_each_sentence_is_held_against_its_own_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences in a row do not begin with a frame; of the second the mouth is read upside down here."""
+    rng = np.random.default_rng(0)
+    lengths = (RATE + 100, 2 * RATE + 7)
+    pieces = [(np.zeros(n, np.float32), rng.random(n * FPS // RATE)) for n in lengths]
+    monkeypatch.setattr(noise_benchmark, "held_out", lambda n: pieces[:n])
+    numbers, opening = truth(2)
+    assert np.bincount(numbers).tolist() == [FPS + 1, 2 * FPS - 1]
+    assert opening[numbers == 0][:FPS].tolist() == pieces[0][1].tolist()
+    read = np.where(numbers == 0, opening, -opening)
+    read[3] = np.nan
+    assert by_sentence(read, 2) == pytest.approx([1, -1])
+    assert by_sentence(read[:-1], 2) == pytest.approx([1, -1])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_network_hears_by_its_own_front_end(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(**model_options(PRESETS[preset]))
+    model = SimpleNamespace(encode_audio=lambda mels: mels)
+    monkeypatch.setattr(noise_benchmark, "load_checkpoint", lambda _: SimpleNamespace(config=config))
+    monkeypatch.setattr(noise_benchmark, "load_model", lambda *_: model)
+    sound = np.sin(2 * np.pi * 1000 / RATE * np.arange(RATE)).astype(np.float32)
+    codes = network.__wrapped__("checkpoint")(sound)
+    windows = codes.reshape(-1, config.audio_dim, config.syncnet_mel_step_size)
+    assert len(windows) in (21, 22)
+    loudest = np.abs(librosa.mel_frequencies(config.audio_dim + 2, fmin=55, fmax=7600)[1:-1] - 1000).argmin()
+    assert abs(windows[10].mean(axis=1).argmax() - loudest) <= 1
