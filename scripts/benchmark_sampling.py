@@ -27,6 +27,7 @@ from guided_diffusion.engines import Denoiser, Engine, choose_engine, load_denoi
 from guided_diffusion.errors import InputError
 from guided_diffusion.gaussian_diffusion import GaussianDiffusion
 from guided_diffusion.logger import peak_memory
+from guided_diffusion.options import TURBO
 from guided_diffusion.sampling import sample
 from guided_diffusion.script_util import (
     Checkpoint,
@@ -41,7 +42,7 @@ from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch
 from guided_diffusion.unet import TFGModel
 
 PARTS = ("speed", "loading")
-PLAIN_STEPS, TURBO_STEPS = 25, 10
+PLAIN_STEPS = 25
 
 
 def main() -> int:
@@ -126,16 +127,18 @@ def benchmark_speed(path: str, device: torch.device, n: int, respacing: str, rou
         loops[str(engine)] = partial(our_loop, denoiser, diffusion, batch)
     seconds, samples = alternate(loops, rounds)
     steps = diffusion.num_timesteps
+    _, turbo_respacing = TURBO[config.predict_xstart]
+    turbo_steps = create_gaussian_diffusion(config, turbo_respacing).num_timesteps
     print(
         f"\nspeed, {config.image_size} px, {n} images, {steps} steps, median of {rounds}, {torch.get_num_threads()} "
-        f"threads; ms per frame at {PLAIN_STEPS} and at {TURBO_STEPS} steps"
+        f"threads; ms per frame at {PLAIN_STEPS} and at {turbo_steps} steps"
     )
     plain = seconds["plain loop"]
     for name, took in seconds.items():
         step = 1000 * took / n / steps
-        turbo = plain * PLAIN_STEPS / (took * TURBO_STEPS)
+        turbo = plain * PLAIN_STEPS / (took * turbo_steps)
         print(
-            f"  {name}: {step:.2f} ms per image and step; {PLAIN_STEPS * step:.0f} and {TURBO_STEPS * step:.0f} ms per "
+            f"  {name}: {step:.2f} ms per image and step; {PLAIN_STEPS * step:.0f} and {turbo_steps * step:.0f} ms per "
             f"frame; {plain / took:.2f} and {turbo:.2f} times as fast as the plain loop at {PLAIN_STEPS}; "
             f"{decibels(samples[name], samples['plain loop']):.1f} dB"
         )

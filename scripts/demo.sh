@@ -5,8 +5,8 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=$(bash "$root/scripts/setup.sh")
 out=${out:-$PWD}
-# as near to 250 steps as ten of DDIM, unless the caller says how many
-steps=(--sampler dpmpp_2m --sampling_steps 5)
+# nearer to 250 steps than ten of DDIM, unless the caller says how many
+steps=(--sampler dpmpp_3m --sampling_steps 4)
 for argument in "$@"; do
   case $argument in --quality_preset* | --sampler* | --sampling_steps* | --timestep_respacing*) steps=() ;; esac
 done

@@ -218,9 +218,8 @@ MENDABLE = ("blur", "noise", "mouth", "flicker", "colour")
 def load(checkpoint: str) -> DiffusionSampler:
     """The network with its front end, as --quality_preset turbo --sampling_seed 7 runs it."""
     options = Options(
-        model_path=checkpoint, video_path="-", audio_path="-",
-        sampler="dpmpp_2m", timestep_respacing="logsnr10", sampling_seed=7,
-    )  # fmt: skip
+        model_path=checkpoint, video_path="-", audio_path="-", sampler="turbo", sampling_seed=7
+    )
     return load_sampler(checkpoint, {}, options, choose_engine("torch", "float32", torch.device("cpu")), lambda _: None)
 
 

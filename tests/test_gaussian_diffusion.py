@@ -11,10 +11,17 @@ from fill import named_randn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guided_diffusion.gaussian_diffusion import discretized_log_likelihood, get_named_beta_schedule
-from guided_diffusion.respace import SpacedDiffusion, choose_timesteps, even_in_log_snr, space_timesteps
+from guided_diffusion.gaussian_diffusion import discretized_log_likelihood, exact_weights, get_named_beta_schedule
+from guided_diffusion.respace import (
+    SpacedDiffusion,
+    choose_timesteps,
+    even_in_log_snr,
+    late_in_log_snr,
+    space_timesteps,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "diffusion.npz")
+LOOPS = ("ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop", "dpmpp_3m_sample_loop")
 RESPACINGS = ("ddim10", "ddim25", "ddim50", "ddim100", "20")
 KINDS = {
     "eps_learned": {"predict_xstart": False, "learn_sigma": True},
@@ -53,7 +60,7 @@ def test_sampling_loops(key: str) -> None:
     np.testing.assert_allclose(result.numpy(), GOLDEN[key], atol=1e-4)
 
 
-@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_hooks_act_on_the_sample(loop: str) -> None:
     sample = getattr(spaced("ddim10", predict_xstart=False, learn_sigma=False), loop)
     noise = named_randn("noise", (2, 3, 8, 8))
@@ -106,6 +113,7 @@ def error_of(loop: str, count: int, kind: str = "x0", spread: float = 0.5) -> fl
 def test_dpm_solver_is_near_the_exact_solution(kind: str) -> None:
     assert error_of("dpmpp_2m_sample_loop", 10, kind) < 0.04
     assert error_of("dpmpp_2m_sample_loop", 30, kind) < 0.008
+    assert error_of("dpmpp_3m_sample_loop", 30, kind) < 0.002
 
 
 def test_dpm_solver_is_of_second_order_and_ddim_of_first() -> None:
@@ -116,12 +124,62 @@ def test_dpm_solver_is_of_second_order_and_ddim_of_first() -> None:
     assert few["dpmpp_2m"] < few["ddim"] / 5
 
 
-def test_dpm_solvers_first_order_is_ddim() -> None:
+@pytest.mark.parametrize("loop", ["dpmpp_2m_sample_loop", "dpmpp_3m_sample_loop"])
+def test_dpm_solvers_first_order_is_ddim(loop: str) -> None:
     """Two steps: the first has no memory yet, the second gives x_0."""
     diffusion = logsnr(2, **KINDS["eps_learned"])
     noise = named_randn("noise", (2, 3, 8, 8))
-    results = [loop(toy_model(True), noise) for loop in (diffusion.dpmpp_2m_sample_loop, diffusion.ddim_sample_loop)]
+    results = [sample(toy_model(True), noise) for sample in (getattr(diffusion, loop), diffusion.ddim_sample_loop)]
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("h", [0.01, 0.5, 3.0])
+def test_exact_weights_integrate_parabolas(h: float) -> None:
+    known = np.array([0.0, -0.7, -2.0])
+    u = np.linspace(0, h, 20001)
+    for power in range(3):
+        integral = np.trapezoid(np.exp(u - h) * u**power, u)
+        for n in range(power + 1, 4):
+            assert exact_weights(h, known[:n]) @ known[:n] ** power == pytest.approx(integral, rel=1e-6)
+
+
+def test_the_third_order_is_exact_where_x0_is_a_parabola() -> None:
+    """A model that answers with a parabola over log-SNR: from the third step on there is no error left but the first
+    two's, which more steps take away; of a line nothing is left from the second on."""
+    betas = get_named_beta_schedule("linear", 1000)
+    alphas_cumprod = np.cumprod(1 - betas)
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    use = choose_timesteps(betas, "late6")
+    diffusion = SpacedDiffusion(use, betas, predict_xstart=True, learn_sigma=False)
+    seen: list[float] = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(float(x.mean()))
+        return torch.full_like(x, float(np.polyval([0.3, -0.2, 0.1], log_snr[int(t[0])])))
+
+    noise = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
+    diffusion.dpmpp_3m_sample_loop(model, noise, clip_denoised=False)
+    sigma = np.sqrt(1 - alphas_cumprod)
+    for step in (3, 4):  # from where the step before began
+        start, end = use[::-1][step - 1], use[::-1][step]
+        u = np.linspace(log_snr[start], log_snr[end], 20001)
+        gained = sigma[end] * np.trapezoid(np.exp(u) * np.polyval([0.3, -0.2, 0.1], u), u)
+        assert seen[step] == pytest.approx(sigma[end] / sigma[start] * seen[step - 1] + gained, abs=1e-6)
+
+
+def test_late_steps_begin_late_and_shrink() -> None:
+    betas = get_named_beta_schedule("linear", 1000)
+    alphas_cumprod = np.cumprod(1 - betas)
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    assert choose_timesteps(betas, "late5") == late_in_log_snr(alphas_cumprod, 5)
+    for count in range(4, 10):
+        steps = late_in_log_snr(alphas_cumprod, count)
+        assert (len(steps), steps[0]) == (count, 0)
+        assert log_snr[steps[-1]] == pytest.approx(-2.5, abs=0.01)
+        gaps = -np.diff(log_snr[steps])
+        assert gaps[0] < gaps[len(gaps) // 2] < gaps[-1]
+    with pytest.raises(ValueError, match="give fewer"):
+        late_in_log_snr(alphas_cumprod, 99)
 
 
 @given(st.integers(1, 20), st.sampled_from(["linear", "cosine"]))
@@ -143,7 +201,7 @@ def test_steps_are_evenly_spaced_in_log_snr(count: int, schedule: str) -> None:
         assert np.abs(gaps - spacing).max() < np.abs(np.diff(log_snr)).max() + 1e-9
 
 
-@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_of_x0_moves_the_next_step_alone(loop: str, kind: str) -> None:
     """Epsilon is the model's own: an edit by d at a step moves that step's x by sqrt(alphas_cumprod_prev) d, whole.
@@ -179,7 +237,7 @@ def test_an_edit_of_x0_moves_the_next_step_alone(loop: str, kind: str) -> None:
 
 @pytest.mark.parametrize("respacing", ["1", "ddim1"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loop", ["ddim_sample_loop", "p_sample_loop", "dpmpp_2m_sample_loop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_single_step(respacing: str, kind: str, loop: str) -> None:
     """It ended in an IndexError."""
     diffusion = spaced(respacing, **KINDS[kind])

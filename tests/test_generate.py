@@ -322,7 +322,7 @@ def test_booleans(text: str) -> None:
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),
         (["--landmark_mask", "True"], "give --is_voxceleb2 False"),
         (["--adaptive_mask", "True"], "give --landmark_mask True"),
-        (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or dpmpp_2m"),
+        (["--use_ddim", "False", "--flow_guidance", "0.5"], "give --sampler ddim or turbo"),
         (["--flow_guidance", "1.5"], "from 0 to 1"),
         (["--motion_tracking", "True"], "give --is_voxceleb2 False"),
         (["--silence_gate", "1"], "give --is_voxceleb2 False"),
@@ -332,7 +332,8 @@ def test_booleans(text: str) -> None:
         (["--quality_preset", "fast"], "--quality_preset fast and --timestep_respacing ddim2: each says how"),
         (["--sampling_steps", "4"], "--sampling_steps 4 and --timestep_respacing ddim2: each says how many steps"),
         (["--timestep_respacing", "", "--sampler", "ddpm", "--quality_preset", "turbo"], "contradicts --sampler ddpm"),
-        (["--sampler", "euler"], "choose from ddpm, ddim, dpmpp_2m"),
+        (["--timestep_respacing", "", "--sampler", "turbo", "--sampling_steps", "7"], "turbo has steps of its own"),
+        (["--sampler", "euler"], "choose from ddpm, ddim, dpmpp_2m, dpmpp_3m, turbo"),
         (["--timestep_respacing", "logsnr99"], "99 steps evenly spaced in log-SNR do not fit into 1000"),
         (["--timestep_respacing", "ddim999"], "ddim999"),
         (["--image_size", "128"], "--image_size 128 contradicts the configuration in"),
@@ -379,7 +380,8 @@ def test_a_preset_is_the_flags_that_it_stands_for(preset: str, steps: int) -> No
         (["--use_ddim", "True"], "ddim", ""),
         (["--sampling_steps", "9"], "ddpm", "9"),
         (["--use_ddim", "True", "--sampler", "dpmpp_2m", "--sampling_steps", "8"], "dpmpp_2m", "logsnr8"),
-        (["--use_ddim", "True", "--quality_preset", "turbo"], "dpmpp_2m", "logsnr10"),
+        (["--sampler", "dpmpp_3m", "--sampling_steps", "6"], "dpmpp_3m", "late6"),
+        (["--use_ddim", "True", "--quality_preset", "turbo"], "turbo", ""),
     ],
 )
 def test_samplers_and_how_they_like_their_steps(flags: list[str], sampler: str, respacing: str) -> None:

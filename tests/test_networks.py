@@ -18,7 +18,7 @@ from face_detection.tracks import fixed_track, voxceleb2_box
 from generate import load_tools, main
 from guided_diffusion import networks
 from guided_diffusion.dist_util import Ranks
-from guided_diffusion.options import Options
+from guided_diffusion.options import TURBO, Options
 from guided_diffusion.sampling import SampleBatch, Sampler
 from guided_diffusion.script_util import create_model, model_config
 
@@ -38,6 +38,21 @@ def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_
     assert one.sampler_key["arithmetic"] == {"device": "cpu", "precision": "float32", "is_compiled": False}
     assert load_tools(replace(options, engine="openvino"), {}, Ranks()).sampler_key != one.sampler_key
     assert load_tools(replace(options, sampling_batch_size=None), {}, Ranks()).batch_size == one.batch_size
+
+
+@pytest.mark.parametrize(("predict_xstart", "steps"), [(True, 5), (False, 10)])
+def test_turbo_takes_the_steps_that_the_kind_of_network_needs(
+    predict_xstart: bool, steps: int, small_config: dict, tmp_path: Path
+) -> None:
+    path = str(saved_network(tmp_path, {**small_config, "predict_xstart": predict_xstart}))
+    options = Options(video_path="v", audio_path="a", model_path=path, sampler="turbo", device="cpu")
+    tools = load_tools(options, {}, Ranks())
+    assert tools.sampler.diffusion.num_timesteps == steps
+    sampler, respacing = TURBO[predict_xstart]
+    assert tools.sampler.sampler == sampler
+    assert tools.sampler_key["steps"] == (sampler, respacing)
+    spelled_out = load_tools(replace(options, sampler=sampler, timestep_respacing=respacing), {}, Ranks())
+    assert spelled_out.sampler_key == tools.sampler_key
 
 
 def test_a_network_with_another_front_end_runs(

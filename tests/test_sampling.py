@@ -408,7 +408,7 @@ class QuickModel:
         return 0.3 * x + 0.5 * conditions["ref_img"] + conditions["audio_code"]
 
 
-@pytest.fixture(params=["ddim", "dpmpp_2m"])
+@pytest.fixture(params=["ddim", "dpmpp_2m", "dpmpp_3m"])
 def guided(request: pytest.FixtureRequest, small_config: dict) -> DiffusionSampler:
     config = model_config(small_config, "test")
     diffusion = create_gaussian_diffusion(config, f"{'ddim' if request.param == 'ddim' else 'logsnr'}4")

@@ -130,7 +130,8 @@ class Work:
     @property
     def steps(self) -> int:
         """Of sampling."""
-        return create_gaussian_diffusion(self.tools.config, self.options.timestep_respacing).num_timesteps
+        _, respacing = self.options.sampler_and_steps(self.tools.config.predict_xstart)
+        return create_gaussian_diffusion(self.tools.config, respacing).num_timesteps
 
     def sampler(self, frame: np.ndarray, box: Box) -> Sampler:
         """Of the network for a face, in the light of a frame, RGB uint8 [H, W, 3]."""

@@ -199,9 +199,45 @@ class GaussianDiffusion:
         spaced in log-SNR (`respace.even_in_log_snr`). The first step is of first order, the last one gives x_0.
         `cond_fn` moves epsilon, as in DDIM; the multistep memory keeps the model's own x_0.
         """
+        return self._multistep(midpoint_weights, 2, model, noise, clip_denoised, denoised_fn, cond_fn, x0_fn)
+
+    def dpmpp_3m_sample_loop(
+        self,
+        model: ModelFn,
+        noise: Tensor,
+        *,
+        clip_denoised: bool = True,
+        denoised_fn: DenoisedFn | None = None,
+        cond_fn: CondFn | None = None,
+        x0_fn: X0Fn | None = None,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - samplers share one signature
+    ) -> Tensor:
+        """DPM-Solver++(3M) (Lu et al. 2022, arXiv 2211.01095, proposition 4.1 for k = 3); parameters as in
+        `p_sample_loop`.
+
+        As `dpmpp_2m_sample_loop`, of third order: for very few steps (`respace.late_in_log_snr`) of networks that
+        predict x_0, whose predictions are smooth over log-SNR.
+        """
+        return self._multistep(exact_weights, 3, model, noise, clip_denoised, denoised_fn, cond_fn, x0_fn)
+
+    def _multistep(
+        self,
+        weights: Callable[[float, np.ndarray], np.ndarray],
+        order: int,
+        model: ModelFn,
+        noise: Tensor,
+        clip_denoised: bool,
+        denoised_fn: DenoisedFn | None,
+        cond_fn: CondFn | None,
+        x0_fn: X0Fn | None,
+    ) -> Tensor:
+        """DPM-Solver++ of the last `order` predictions of x_0, or of as many as there are.
+
+        :param weights: `midpoint_weights` or `exact_weights`.
+        """
         alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(1.0 - self.alphas_cumprod)
         log_snr = np.log(alpha / sigma)
-        x, before = noise, None
+        x, known = noise, list[Tensor]()
         for step, i in self._steps():
             x0 = self.p_mean_variance(model, x, i, clip_denoised, denoised_fn).pred_xstart
             if cond_fn is not None:
@@ -210,12 +246,11 @@ class GaussianDiffusion:
             edit = 0.0 if x0_fn is None else x0_fn(step, x0) - x0
             if i == 0:
                 return x0 + edit
-            h = log_snr[i - 1] - log_snr[i]
-            ahead = x0
-            if before is not None:
-                ahead = x0 + h / (2 * (log_snr[i] - log_snr[i + 1])) * (x0 - before)
-            x = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * math.expm1(-h) * ahead + alpha[i - 1] * edit
-            before = x0
+            known = [x0, *known[: order - 1]]
+            weight = weights(log_snr[i - 1] - log_snr[i], log_snr[i : i + len(known)] - log_snr[i])
+            x = sigma[i - 1] / sigma[i] * x + alpha[i - 1] * edit
+            for one, x0 in zip(weight, known, strict=True):
+                x = x + alpha[i - 1] * one * x0
         raise AssertionError("a process has at least one step")
 
     def q_sample(self, x_start: Tensor, i: Tensor, noise: Tensor) -> Tensor:
@@ -260,6 +295,30 @@ class GaussianDiffusion:
         kl = normal_kl(true_mean, low, mean, log_variance)
         nll = -discretized_log_likelihood(x_start, mean, log_variance)
         return torch.where((i == 0)[:, None, None, None], nll, kl) / math.log(2)
+
+
+def midpoint_weights(h: float, known: np.ndarray) -> np.ndarray:
+    """What the last one or two predictions of x_0 weigh in a step of DPM-Solver++(2M).
+
+    Their line over log-SNR, taken in the middle of the step.
+
+    :param h: the step's length in log-SNR.
+    :param known: where they were made in log-SNR, from the step's start: 0, then what lies behind. Float64 [1 or 2].
+    """
+    line = [1.0] if len(known) == 1 else [1 - h / (2 * known[1]), h / (2 * known[1])]
+    return -math.expm1(-h) * np.array(line)
+
+
+def exact_weights(h: float, known: np.ndarray) -> np.ndarray:
+    """What the last predictions of x_0 weigh in a step; parameters as in `midpoint_weights`, float64 [n] for any n.
+
+    The polynomial p over log-SNR through them, integrated exactly: that of e^(u - h) p(u) from 0 to h (Lu et al. 2022,
+    eq. 8). For each power of u the weights have to give its integral.
+    """
+    integrals = [-math.expm1(-h)]
+    for power in range(1, len(known)):
+        integrals.append(h**power - power * integrals[-1])  # by parts
+    return np.linalg.solve(np.vander(known, increasing=True).T, integrals)
 
 
 def _per_sample(values: np.ndarray, i: Tensor, x: Tensor) -> Tensor:

@@ -61,14 +61,14 @@ def load_networks(
         config, larger_config = read_pair(options, model_flags)
         sampler = when_used(partial(load, options.model_path, model_flags))
         larger = larger_config.image_size, when_used(partial(load, options.model_path_256, {}))
-        key = {"larger": network_key(options.model_path_256, larger_config, engine)}
+        key = {"larger": network_key(options.model_path_256, larger_config, engine, options)}
         largest = larger_config
     else:
         sampler, larger, key = load(options.model_path, model_flags), None, {}
         config = largest = sampler.config
     times = options.sampling_batch_size
     batch_size = largest_batch(largest, engine) if times is None else times * config.nframes
-    key |= {**network_key(options.model_path, config, engine), "batch_size": batch_size}
+    key |= {**network_key(options.model_path, config, engine, options), "batch_size": batch_size}
     return Networks(config, sampler, larger, batch_size, key)
 
 
@@ -77,18 +77,22 @@ def load_sampler(
 ) -> DiffusionSampler:
     """The sampler of a checkpoint's network. :raises InputError: when the checkpoint or the steps do not fit."""
     checkpoint = load_checkpoint(path, flags)
-    diffusion = create_gaussian_diffusion(checkpoint.config, options.timestep_respacing)
+    sampler, respacing = options.sampler_and_steps(checkpoint.config.predict_xstart)
+    diffusion = create_gaussian_diffusion(checkpoint.config, respacing)
     cache = Path(options.work_dir) if options.work_dir is not None else user_cache_path("lip-sync")
     return DiffusionSampler(
         load_denoiser(checkpoint, file_digest(path), engine, cache), diffusion, checkpoint.config, engine.device,
-        options.sampler_name, options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
+        sampler, options.clip_denoised, options.sampling_seed, options.face_hide_percentage,
         make_guide(diffusion),
     )  # fmt: skip
 
 
-def network_key(path: str, config: ModelConfig, engine: Engine) -> dict[str, Any]:
+def network_key(path: str, config: ModelConfig, engine: Engine, options: Options) -> dict[str, Any]:
     """What the samples of a checkpoint's network depend on."""
-    return {"checkpoint": file_digest(path), "config": dataclasses.asdict(config), "arithmetic": engine.key}
+    return {
+        "checkpoint": file_digest(path), "config": dataclasses.asdict(config), "arithmetic": engine.key,
+        "steps": options.sampler_and_steps(config.predict_xstart),
+    }  # fmt: skip
 
 
 def read_pair(options: Options, model_flags: Mapping[str, Any]) -> tuple[ModelConfig, ModelConfig]:
@@ -99,7 +103,7 @@ def read_pair(options: Options, model_flags: Mapping[str, Any]) -> tuple[ModelCo
     config = load_checkpoint(options.model_path, model_flags).config
     larger = load_checkpoint(options.model_path_256, flag="--model_path_256").config
     for each in (config, larger):
-        create_gaussian_diffusion(each, options.timestep_respacing)
+        create_gaussian_diffusion(each, options.sampler_and_steps(each.predict_xstart)[1])
     if larger.image_size <= config.image_size:
         raise InputError(
             f"--model_path_256 {options.model_path_256} is a network of {larger.image_size} px, --model_path "

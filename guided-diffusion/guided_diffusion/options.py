@@ -18,8 +18,11 @@ from .video_util import X264_PRESETS, Order
 DENOISERS = ("none", "spectral", "deep")
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 AUDIO_PRESETS = ("standard", "enhanced")
+# The fewest steps that are nearer to 250 of DDIM than 25 are (docs/benchmarks.md, "Samplers"): sampler and steps by
+# whether the network predicts x_0.
+TURBO = {True: ("dpmpp_3m", "late5"), False: ("dpmpp_2m", "logsnr10")}
 QUALITY_PRESETS = {  # sampler, steps
-    "turbo": ("dpmpp_2m", "logsnr10"), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
+    "turbo": ("turbo", ""), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
 }  # fmt: skip
 # What --enhance True stands for: what measured better on four real clips (docs/benchmarks.md, "One switch").
@@ -27,8 +30,8 @@ ENHANCEMENTS: Mapping[str, Any] = {
     "blur_kernel_size": 15, "color_match": "lab", "temporal_smoothing": 0.3, "super_resolution": True,
     "sharpening_strength": 0.5,
 }  # fmt: skip
-# how a number of steps is spread: --sampling_steps
-STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}"}
+# how a number of steps is spread: --sampling_steps; RULES refuse turbo's
+STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}", "dpmpp_3m": "late{}", "turbo": "{}"}
 
 MOUTH = 0.2  # of the crop's height is below the middle of most mouths
 
@@ -109,9 +112,11 @@ class Options:
     sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", ("gt", "first_frame", "random"))
     sampling_use_gt_for_ref: bool = flag(False, "the same as --sampling_ref_type gt", "sampling")
     sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", ("gt", "first_frame"))
-    sampler: str = flag("", "default: ddim with --use_ddim True, else ddpm", "sampling", ("", *SAMPLERS))
+    sampler: str = flag("", "default: ddim with --use_ddim True, else ddpm", "sampling", ("", *SAMPLERS, "turbo"))
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
-    timestep_respacing: str = flag("", "ddimN, logsnrN (for dpmpp_2m), or steps per section as a,b,c", "sampling")
+    timestep_respacing: str = flag(
+        "", "ddimN, logsnrN (for dpmpp_2m), lateN (for dpmpp_3m), or steps per section as a,b,c", "sampling"
+    )
     clip_denoised: bool = flag(True, "clamp the x_0 prediction", "sampling")
     flow_guidance: float = flag(
         0.0, "draw each frame's skin to the frame before while sampling, up to 1", "sampling", within=(0, 1)
@@ -167,6 +172,10 @@ class Options:
     def sampler_name(self) -> str:
         return self.sampler or ("ddim" if self.use_ddim else "ddpm")
 
+    def sampler_and_steps(self, predict_xstart: bool) -> tuple[str, str]:
+        """Of SAMPLERS, and a respacing, for a network of this kind."""
+        return TURBO[predict_xstart] if self.sampler == "turbo" else (self.sampler_name, self.timestep_respacing)
+
     @property
     def enhancements(self) -> str:
         """The flags that `enhance` stands for, with their values."""
@@ -211,8 +220,10 @@ RULES: tuple[Rule, ...] = (
      "--precision float16 contradicts --use_fp16 False: drop one"),
     (lambda o: o.compile and o.engine != "torch",
      "--compile True is PyTorch's: drop it, or --engine {engine}"),
+    (lambda o: o.sampler == "turbo" and o.timestep_respacing,
+     "--sampler turbo has steps of its own: drop it, or --sampling_steps and --timestep_respacing"),
     (lambda o: o.flow_guidance and o.sampler_name == "ddpm",
-     "--flow_guidance {flow_guidance} needs a sampler that draws no noise on the way: give --sampler ddim or dpmpp_2m"),
+     "--flow_guidance {flow_guidance} needs a sampler that draws no noise on the way: give --sampler ddim or turbo"),
     (lambda o: o.flow_guidance and o.sampling_seed is None,
      "--flow_guidance {flow_guidance} needs one noise for all frames: give --sampling_seed 7"),
     (lambda o: o.motion_tracking and o.is_voxceleb2,
@@ -265,7 +276,9 @@ def create_argparser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("options")
     add_flags(group, Options)
     add_flag(group, "sampling_steps", int, 0, "steps, spread as the sampler likes it best")
-    presets = ", ".join(f"{name} {sampler} {steps}" for name, (sampler, steps) in QUALITY_PRESETS.items())
+    said = {name: " ".join(steps) for name, steps in QUALITY_PRESETS.items()}
+    said["turbo"] = " or ".join(map(" ".join, TURBO.values())) + " by what the network predicts"
+    presets = ", ".join(map(" ".join, said.items()))
     add_flag(group, "quality_preset", str, "", f"--sampler and --timestep_respacing in one word: {presets}")
     add_model_flags(parser, "the network's own, known from the checkpoint; given here, they must agree")
     add_fixed_flags(parser)

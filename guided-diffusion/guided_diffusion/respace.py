@@ -4,19 +4,26 @@ import numpy as np
 
 from .gaussian_diffusion import GaussianDiffusion
 
-LOG_SNR = "logsnr"
+LOG_SNR, LATE = "logsnr", "late"
+# Up to here, in half the logarithm of the signal-to-noise ratio, networks that predict x_0 hardly change their minds.
+LATE_START = -2.5
+LATE_POWER = 0.85
 
 
 def choose_timesteps(betas: np.ndarray, timestep_respacing: str) -> list[int]:
     """The training timesteps that a sampler visits, ascending.
 
     :param betas: float64 [T] of the unspaced process.
-    :param timestep_respacing: as for `space_timesteps`; or "logsnrN", see `even_in_log_snr`.
+    :param timestep_respacing: as for `space_timesteps`; or "logsnrN", see `even_in_log_snr`, or "lateN", see
+        `late_in_log_snr`.
     :raises ValueError: for anything else, or counts that do not fit.
     """
     if timestep_respacing.startswith(LOG_SNR):
         count = _positive(timestep_respacing[len(LOG_SNR) :], timestep_respacing)
         return even_in_log_snr(np.cumprod(1.0 - betas), count)
+    if timestep_respacing.startswith(LATE):
+        count = _positive(timestep_respacing[len(LATE) :], timestep_respacing)
+        return late_in_log_snr(np.cumprod(1.0 - betas), count)
     return space_timesteps(len(betas), timestep_respacing)
 
 
@@ -57,17 +64,32 @@ def even_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
     :param alphas_cumprod: float [T] of the unspaced process.
     :raises ValueError: when so many do not fit.
     """
+    return _nearest(alphas_cumprod, np.linspace(0, 1, count), -np.inf)
+
+
+def late_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
+    """The training timesteps of very few steps for networks that predict x_0, ascending.
+
+    They begin late, with the noise as it is drawn, since their first guess is much the same at any stronger noise; and
+    steps in log-SNR shrink towards the picture. Both measured (docs/benchmarks.md, Samplers); parameters as in
+    `even_in_log_snr`.
+    """
+    return _nearest(alphas_cumprod, np.linspace(0, 1, count) ** LATE_POWER, LATE_START)
+
+
+def _nearest(alphas_cumprod: np.ndarray, shares: np.ndarray, start: float) -> list[int]:
+    """The timesteps nearest to these shares, 0 to 1, of the way in log-SNR to the picture, from `start` or later."""
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
-    wanted = np.linspace(log_snr[-1], log_snr[0], count)
-    steps = sorted({int(np.abs(log_snr - value).argmin()) for value in wanted})
-    if len(steps) < count:
-        raise ValueError(f"{count} steps evenly spaced in log-SNR do not fit into {len(log_snr)}; give fewer")
+    first = max(log_snr[-1], start)
+    steps = sorted({int(np.abs(log_snr - value).argmin()) for value in first + shares * (log_snr[0] - first)})
+    if len(steps) < len(shares):
+        raise ValueError(f"{len(shares)} steps spaced in log-SNR do not fit into {len(log_snr)}; give fewer")
     return steps
 
 
 def _positive(text: str, timestep_respacing: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{timestep_respacing!r}: give '', 'ddimN', 'logsnrN' or counts like '10,10,5'")
+        raise ValueError(f"{timestep_respacing!r}: give '', 'ddimN', 'logsnrN', 'lateN' or counts like '10,10,5'")
     return int(text)
 
 

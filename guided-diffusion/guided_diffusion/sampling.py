@@ -35,6 +35,7 @@ SAMPLERS = {
     "ddpm": GaussianDiffusion.p_sample_loop,
     "ddim": GaussianDiffusion.ddim_sample_loop,
     "dpmpp_2m": GaussianDiffusion.dpmpp_2m_sample_loop,
+    "dpmpp_3m": GaussianDiffusion.dpmpp_3m_sample_loop,
 }
 POLL_SECONDS = 0.05  # between looks for a batch that another process samples
 
