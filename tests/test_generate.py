@@ -334,7 +334,7 @@ def test_booleans(text: str) -> None:
         (["--timestep_respacing", "", "--sampler", "ddpm", "--quality_preset", "turbo"], "contradicts --sampler ddpm"),
         (["--timestep_respacing", "", "--sampler", "turbo", "--sampling_steps", "7"], "turbo has steps of its own"),
         (["--sampler", "euler"], "choose from ddpm, ddim, dpmpp_2m, dpmpp_3m, turbo"),
-        (["--timestep_respacing", "logsnr99"], "99 steps evenly spaced in log-SNR do not fit into 1000"),
+        (["--timestep_respacing", "logsnr99"], "99 steps spaced in log-SNR do not fit into 1000"),
         (["--timestep_respacing", "ddim999"], "ddim999"),
         (["--image_size", "128"], "--image_size 128 contradicts the configuration in"),
         (["--class_cond", "True"], "class_cond is True; only False is supported"),
