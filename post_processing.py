@@ -299,19 +299,20 @@ def beside_mouth(face: Face, height: int, width: int, face_hide_percentage: floa
 
 
 def generated_skin(face: Face, height: int, width: int, face_hide_percentage: float) -> np.ndarray:
-    """bool [height, width], of a crop of this size: of `beside_mouth` what is within the line of the jaw; without
-    landmarks all of it."""
-    if face.landmarks is not None and not np.isfinite(face.landmarks).all():
-        face = replace(face, landmarks=None)
-    skin = beside_mouth(face, height, width, face_hide_percentage)
+    """bool [height, width], of a crop of this size: of `beside_mouth` what is within the line of the jaw."""
+    return beside_mouth(face, height, width, face_hide_percentage) & within_jaw(face, height, width)
+
+
+def within_jaw(face: Face, height: int, width: int) -> np.ndarray:
+    """bool [height, width], of a crop of this size: inside the line of the jaw; without landmarks everywhere."""
     landmarks = face.crop_landmarks
-    if landmarks is not None:
-        y1, y2, x1, x2 = face.box
-        jaw = landmarks[:17] * (width / (x2 - x1), height / (y2 - y1))
-        inside = np.zeros((height, width), np.uint8)
-        cv2.fillConvexPoly(inside, cv2.convexHull(np.rint(jaw).astype(np.int32)), 1)
-        skin &= cv2.erode(inside, np.ones((3, 3), np.uint8)) > 0
-    return skin
+    if landmarks is None or not np.isfinite(landmarks).all():
+        return np.ones((height, width), dtype=bool)
+    y1, y2, x1, x2 = face.box
+    jaw = landmarks[:17] * (width / (x2 - x1), height / (y2 - y1))
+    inside = np.zeros((height, width), np.uint8)
+    cv2.fillConvexPoly(inside, cv2.convexHull(np.rint(jaw).astype(np.int32)), 1)
+    return np.asarray(cv2.erode(inside, np.ones((3, 3), np.uint8)) > 0)
 
 
 def with_cast(items: list[Item], with_histogram: bool, face_hide_percentage: float) -> list[Item]:
@@ -323,10 +324,9 @@ def with_cast(items: list[Item], with_histogram: bool, face_hide_percentage: flo
         height, width = item.crop.shape[:2]
         generated = slice(int(height * (1 - face_hide_percentage)), None)
         own, true = (to_lab(picture[generated]) for picture in (item.crop, source_crop(item)))
-        skin, beside = (
-            area(item.face, height, width, face_hide_percentage)[generated] for area in (generated_skin, beside_mouth)
-        )
-        found.append(replace(item, cast=find_cast(own, true, skin, beside, with_histogram)))
+        beside = beside_mouth(item.face, height, width, face_hide_percentage)
+        skin = beside & within_jaw(item.face, height, width)
+        found.append(replace(item, cast=find_cast(own, true, skin[generated], beside[generated], with_histogram)))
     return found
 
 

@@ -304,7 +304,8 @@ def run_one(
     error = None
     try:
         if not (result.is_file() and stats.is_file()):
-            metrics.unlink(missing_ok=True)
+            for compared_with_another in folder.glob("metrics*.json"):
+                compared_with_another.unlink()
             execute(ORACLE if clip.oracle else GENERATE, [*generate, "--out_path", str(result), "--stats", str(stats)])
         if not metrics.is_file():
             compared = ["--before", str(before)] if before else []

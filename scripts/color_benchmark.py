@@ -96,10 +96,10 @@ def color_measures(items: Sequence[Item], color_match: str, every: int) -> dict[
     blended = composited(items, color_match=color_match)[::every]
     ring = np.array([ring_excess(item) for item in plain])
     return {
-        "ring, plain paste": float(np.abs(ring).mean()),
-        "its deviation": float(ring.std()),
-        "skin, plain paste": float(np.mean([skin_delta_e(item) for item in plain])),
-        "skin, blended": float(np.mean([skin_delta_e(item) for item in blended])),
+        "ring, plain paste": float(np.nanmean(np.abs(ring))),
+        "its deviation": float(np.nanstd(ring)),
+        "skin, plain paste": float(np.nanmean([skin_delta_e(item) for item in plain])),
+        "skin, blended": float(np.nanmean([skin_delta_e(item) for item in blended])),
         "lips, blended": float(np.mean([lips_delta_e(item) for item in blended])),
         "PSNR, lower half": lower_psnr(blended, [item.frame for item in blended]),
     }

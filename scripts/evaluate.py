@@ -88,8 +88,8 @@ class Clips:
 
 
 def open_clips(
-    result_path: str, source_path: str, reference_path: str | None, detector: FaceAlignment, notes: list[str],
-    before_path: str | None = None,
+    result_path: str, source_path: str, reference_path: str | None, before_path: str | None, detector: FaceAlignment,
+    notes: list[str],
 ) -> Clips:  # fmt: skip
     """Open the videos and look for the face in the source. Adds to `notes` what was left out.
 
@@ -170,7 +170,8 @@ def measure_movement(clips: Clips, find_landmarks: FindLandmarks, evaluation: Ev
     if clips.before is None:
         evaluation.not_measured |= dict.fromkeys(names, "needs --before")
         return
-    pair = (clips, replace(clips, result=clips.before))
+    alone = replace(clips, reference=None)
+    pair = (alone, replace(alone, result=clips.before))
     opening, before = (np.array([_opening(item, find_landmarks) for item, _ in each.items()]) for each in pair)
     for name, value in zip(names, compare_openings(opening, before), strict=True):
         evaluation.add(name, value, "the mouth hardly moves: what is left is the landmarks' noise")
@@ -402,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--face_hide_percentage {hidden}: give a share above 0, up to 1")
         detector = FaceAlignment(arguments.face_detector)
         notes: list[str] = []
-        clips = open_clips(arguments.result, arguments.source, arguments.reference, detector, notes, arguments.before)
+        clips = open_clips(arguments.result, arguments.source, arguments.reference, arguments.before, detector, notes)
         evaluation = Evaluation(**vars(evaluate(clips, detector, hidden)), cost=cost)
         evaluation.notes[:0] = notes
         if clips.reference is None:

@@ -35,7 +35,8 @@ fi
 # the paper's 25 steps, unless the caller says how many; a --timestep_respacing of theirs comes later and counts
 steps=(--timestep_respacing ddim25)
 for argument in "$@"; do
-  case $argument in --quality_preset | --quality_preset=* | --sampling_steps | --sampling_steps=*) steps=() ;; esac
+  case $argument in --quality_preset | --quality_preset=* | --sampling_steps | --sampling_steps=* | turbo | --sampler=turbo)
+    steps=() ;; esac
 done
 exec "${launch[@]}" "$root/generate.py" \
   --generate_from_filelist True --test_video_dir "$real_video_root" --filelist "$filelist" \

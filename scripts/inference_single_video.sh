@@ -15,7 +15,8 @@ model_path=${model_path:-checkpoints/checkpoint.pt}
 # the paper's 25 steps, unless the caller says how many; a --timestep_respacing of theirs comes later and counts
 steps=(--timestep_respacing ddim25)
 for argument in "$@"; do
-  case $argument in --quality_preset | --quality_preset=* | --sampling_steps | --sampling_steps=*) steps=() ;; esac
+  case $argument in --quality_preset | --quality_preset=* | --sampling_steps | --sampling_steps=* | turbo | --sampler=turbo)
+    steps=() ;; esac
 done
 exec "$PYTHON" "$root/generate.py" \
   --video_path "$video_path" --audio_path "$audio_path" --out_path "$out_path" --model_path "$model_path" \

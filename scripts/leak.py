@@ -236,7 +236,7 @@ def run(config: ablation.Config, out: Path) -> list[dict[str, Any]]:
     for clip in clips:
         for row, mouths in zip(config.rows, made, strict=True):
             speaking, silent = (
-                open_clips(str(make(config, row, clip, audio, out)), str(clip.video), None, detector, [])
+                open_clips(str(make(config, row, clip, audio, out)), str(clip.video), None, None, detector, [])
                 for audio in (clip.speech, clip.silence)
             )
             shows = [result, source, frozen(speaking)] if mouths is made[0] else [result]

@@ -320,7 +320,9 @@ def measure(part: str, path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--recordings", nargs="*", default=[], help="sound or video files of people who speak")
     parser.add_argument(

@@ -44,7 +44,9 @@ def with_silences(speech: np.ndarray, fill: str | None = None) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("video")
     parser.add_argument("audio", help="speech")
     parser.add_argument("--fill", choices=["white", "pink", "hum", "music"], help="what the silences hold")

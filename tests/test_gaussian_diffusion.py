@@ -144,8 +144,7 @@ def test_exact_weights_integrate_parabolas(h: float) -> None:
 
 
 def test_the_third_order_is_exact_where_x0_is_a_parabola() -> None:
-    """A model that answers with a parabola over log-SNR: from the third step on there is no error left but the first
-    two's, which more steps take away; of a line nothing is left from the second on."""
+    """A model that answers with a parabola over log-SNR: from the third step on none errs."""
     betas = get_named_beta_schedule("linear", 1000)
     alphas_cumprod = np.cumprod(1 - betas)
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2

@@ -55,6 +55,18 @@ def test_turbo_takes_the_steps_that_the_kind_of_network_needs(
     assert spelled_out.sampler_key == tools.sampler_key
 
 
+@pytest.mark.parametrize("predict_xstart", [True, False])
+def test_steps_that_are_not_meant_for_a_network_are_noticed(
+    predict_xstart: bool, small_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(saved_network(tmp_path, {**small_config, "predict_xstart": predict_xstart}))
+    options = Options(
+        video_path="v", audio_path="a", model_path=path, sampler="dpmpp_3m", timestep_respacing="late5", device="cpu"
+    )
+    load_tools(options, {}, Ranks())
+    assert ("predicts epsilon" in capsys.readouterr().err) == (not predict_xstart)
+
+
 def test_a_network_with_another_front_end_runs(
     job: list[str], small_config: dict, tmp_path: Path
 ) -> None:

@@ -58,7 +58,8 @@ def test_the_callers_number_of_steps_wins(environment: dict[str, str], script: s
     steps = "--timestep_respacing"
     plain = asked(script, environment)
     assert plain[plain.index(steps) + 1] == "ddim25"
-    for own in ("--quality_preset fast", "--quality_preset=fast", "--sampling_steps 9", "--sampling_steps=9"):
+    for own in ("--quality_preset fast", "--quality_preset=fast", "--sampling_steps 9", "--sampling_steps=9",
+                "--sampler turbo", "--sampler=turbo"):  # fmt: skip
         preset = own.split()
         said = asked(script, environment, *preset)
         assert steps not in said

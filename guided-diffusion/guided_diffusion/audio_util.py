@@ -131,15 +131,17 @@ class _Run(NamedTuple):
 
 def _audio_stream(container: av.container.InputContainer, path: str) -> av.AudioStream:
     """The default track: others may be a commentary, or describe the pictures."""
-    best = container.streams.best("audio")
+    best, most = container.streams.best("audio"), 0
     for stream in ([] if best is None else [best]) + list(container.streams.audio):
         if isinstance(stream, av.AudioStream) and stream.codec_context is not None and stream.rate:
-            if stream.layout.nb_channels > MOST_CHANNELS:
-                raise InputError(
-                    f"{path!r}: its sound has {stream.layout.nb_channels} channels, and at most {MOST_CHANNELS} can be "
-                    "mixed; give it as a mono or stereo file"
-                )
-            return stream
+            if stream.layout.nb_channels <= MOST_CHANNELS:
+                return stream
+            most = max(most, stream.layout.nb_channels)
+    if most:
+        raise InputError(
+            f"{path!r}: its sound has {most} channels, and at most {MOST_CHANNELS} can be mixed; give it as a mono or "
+            "stereo file"
+        )
     raise InputError(f"{path!r} has no sound that can be decoded; name a sound file or a video with sound")
 
 

@@ -28,7 +28,7 @@ LARGEST_LOCAL = 0.1
 mouth that is opened wider than the frame's."""
 
 DOUBT = 0.2
-"""Share of a cell. One of which that much is known gets half of what was found, one of which nothing is, nothing."""
+"""Share of a cell. One of which that much is known gets half of what was found, of which all is, five sixths."""
 
 LARGEST_CURVE = 5.0
 """In L, a or b: what the histogram may add to the shift for some of the skin."""

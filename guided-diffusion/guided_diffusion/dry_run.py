@@ -335,7 +335,7 @@ def measured(work: Work, plan: Plan, track: FaceTrack, looks: Sequence[Look]) ->
     items = excerpt(work, looks[place].index, plan, track.boxes[place], costs)
     if not items:
         return plan, None
-    finished, steps = finish(work, items, costs)
+    finished, steps, of_steps = finish(work, items, costs)
     shown = [item for item in finished if item.picture is not None]
     n_encoded = encode(work, shown, costs)
     time_report(work, shown, plan.n_output, costs)
@@ -344,8 +344,9 @@ def measured(work: Work, plan: Plan, track: FaceTrack, looks: Sequence[Look]) ->
         work.open_seconds + DENOISE_SECONDS[work.options.denoise_audio] * plan.sound_seconds,
     )  # fmt: skip
     planned = dataclasses.replace(
-        plan, steps_of_preview=steps, costs=costs, seconds=seconds, memory_mib=memory(work, len(items), n_encoded)
-    )
+        plan, steps=of_steps, steps_of_preview=steps, costs=costs, seconds=seconds,
+        memory_mib=memory(work, len(items), n_encoded),
+    )  # fmt: skip
     return planned, finished[0]
 
 
@@ -387,8 +388,8 @@ def _centre(face: Detection) -> np.ndarray:
     return np.array([(x1 + x2) / 2, (y1 + y2) / 2])
 
 
-def finish(work: Work, items: list[Item], costs: dict[str, Cost]) -> tuple[list[Item], int]:
-    """The items with what the network and the stages make of them, timed, and the steps that were made.
+def finish(work: Work, items: list[Item], costs: dict[str, Cost]) -> tuple[list[Item], int, int]:
+    """The items with what the network and the stages make of them, timed, and how many steps were made of how many.
 
     One is sampled first. Where it takes long the others get its crop, so that the stages have something to do.
     """
@@ -404,25 +405,26 @@ def finish(work: Work, items: list[Item], costs: dict[str, Cost]) -> tuple[list[
             return list(generate_crops(iter(some), [batch], sampler, work.clip.mel_window, reference))
 
     try:
-        crop, steps, left = sample(items[:1])[0].crop, work.steps, 1.0
+        crop, steps = sample(items[:1])[0].crop, work.steps
+        of_steps = steps
     except Unfinished as broken:
-        crop, steps, left = broken.crops[0].astype(np.float32) / 255, broken.steps, broken.of_steps / broken.steps
+        crop, steps, of_steps = broken.crops[0].astype(np.float32) / 255, broken.steps, broken.of_steps
     alone = costs["sample"]
     assert crop is not None
-    if left == 1 and alone.wall * len(items) < BATCH_SECONDS:
+    if steps == of_steps and alone.wall * len(items) < BATCH_SECONDS:
         sampled = sample(items)
     else:
         sampled = [dataclasses.replace(item, crop=crop, crop_size=len(crop)) for item in items]
     per_frame = costs["sample"]
     context = GUIDED_STEPS if work.options.flow_guidance else 0
-    more = left * (1 + context / work.tools.batch_size)
+    more = of_steps / steps * (1 + context / work.tools.batch_size)
     costs["sample"] = Cost(per_frame.wall * more, per_frame.cpu * more)
     stream = iter(sampled)
     for _, stage in work.stages:
         stream = stage(stream)
     with timed(costs, "stages", len(sampled)):
         finished = list(stream)
-    return finished, steps
+    return finished, steps, of_steps
 
 
 def encode(work: Work, items: Sequence[Item], costs: dict[str, Cost]) -> int:

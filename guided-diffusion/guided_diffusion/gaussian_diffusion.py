@@ -249,8 +249,8 @@ class GaussianDiffusion:
             known = [x0, *known[: order - 1]]
             weight = weights(log_snr[i - 1] - log_snr[i], log_snr[i : i + len(known)] - log_snr[i])
             x = sigma[i - 1] / sigma[i] * x + alpha[i - 1] * edit
-            for one, x0 in zip(weight, known, strict=True):
-                x = x + alpha[i - 1] * one * x0
+            for share, prediction in zip(weight, known, strict=True):
+                x = x + alpha[i - 1] * share * prediction
         raise AssertionError("a process has at least one step")
 
     def q_sample(self, x_start: Tensor, i: Tensor, noise: Tensor) -> Tensor:

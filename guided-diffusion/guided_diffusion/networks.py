@@ -78,6 +78,9 @@ def load_sampler(
     """The sampler of a checkpoint's network. :raises InputError: when the checkpoint or the steps do not fit."""
     checkpoint = load_checkpoint(path, flags)
     sampler, respacing = options.sampler_and_steps(checkpoint.config.predict_xstart)
+    if sampler == "dpmpp_3m" and not checkpoint.config.predict_xstart:
+        advice = "for which --sampler dpmpp_3m is not meant: turbo chooses by the network"
+        print(f"notice: {path} predicts epsilon, {advice}", file=sys.stderr)
     diffusion = create_gaussian_diffusion(checkpoint.config, respacing)
     cache = Path(options.work_dir) if options.work_dir is not None else user_cache_path("lip-sync")
     return DiffusionSampler(

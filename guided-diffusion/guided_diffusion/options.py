@@ -30,8 +30,8 @@ ENHANCEMENTS: Mapping[str, Any] = {
     "blur_kernel_size": 15, "color_match": "lab", "temporal_smoothing": 0.3, "super_resolution": True,
     "sharpening_strength": 0.5,
 }  # fmt: skip
-# how a number of steps is spread: --sampling_steps; RULES refuse turbo's
-STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}", "dpmpp_3m": "late{}", "turbo": "{}"}
+# how a number of steps is spread: --sampling_steps
+STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}", "dpmpp_3m": "late{}"}
 
 MOUTH = 0.2  # of the crop's height is below the middle of most mouths
 
@@ -112,7 +112,10 @@ class Options:
     sampling_ref_type: str = flag("gt", "reference crop of a frame", "sampling", ("gt", "first_frame", "random"))
     sampling_use_gt_for_ref: bool = flag(False, "the same as --sampling_ref_type gt", "sampling")
     sampling_input_type: str = flag("gt", "first_frame freezes the video", "sampling", ("gt", "first_frame"))
-    sampler: str = flag("", "default: ddim with --use_ddim True, else ddpm", "sampling", ("", *SAMPLERS, "turbo"))
+    sampler: str = flag(
+        "", "default: ddim with --use_ddim True, else ddpm; turbo has steps of its own", "sampling",
+        ("", *SAMPLERS, "turbo"),
+    )  # fmt: skip
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
     timestep_respacing: str = flag(
         "", "ddimN, logsnrN (for dpmpp_2m), lateN (for dpmpp_3m), or steps per section as a,b,c", "sampling"
@@ -143,8 +146,8 @@ class Options:
         0.0, "take the noise that sampling left out of the generated part, 0 (off) to 1", "output", within=(0, 1)
     )
     color_match: str = flag(
-        "none", "give what is generated its frame's colours: by one shift, or the skin by its histogram", "output",
-        COLOR_MATCHES,
+        "none", "give what is generated its frame's colours, part by part; histogram: the skin's spread of them too",
+        "output", COLOR_MATCHES,
     )  # fmt: skip
     temporal_smoothing: float = flag(
         0.0, "take flicker out of the generated part, 0 (off) to 0.9", "output", within=(0, 0.9)
@@ -220,8 +223,6 @@ RULES: tuple[Rule, ...] = (
      "--precision float16 contradicts --use_fp16 False: drop one"),
     (lambda o: o.compile and o.engine != "torch",
      "--compile True is PyTorch's: drop it, or --engine {engine}"),
-    (lambda o: o.sampler == "turbo" and o.timestep_respacing,
-     "--sampler turbo has steps of its own: drop it, or --sampling_steps and --timestep_respacing"),
     (lambda o: o.flow_guidance and o.sampler_name == "ddpm",
      "--flow_guidance {flow_guidance} needs a sampler that draws no noise on the way: give --sampler ddim or turbo"),
     (lambda o: o.flow_guidance and o.sampling_seed is None,
@@ -293,6 +294,8 @@ def resolve_steps(given: Mapping[str, Any]) -> dict[str, Any]:
     flags = dict(given)
     sampler = flags["sampler"] or ("ddim" if flags["use_ddim"] else "ddpm")
     said = [name for name in ("quality_preset", "sampling_steps", "timestep_respacing") if flags[name]]
+    if flags["sampler"] == "turbo" and {"sampling_steps", "timestep_respacing"} & {*said}:
+        raise InputError("--sampler turbo has steps of its own: drop it, or --sampling_steps and --timestep_respacing")
     if len(said) > 1:
         both = " and ".join(f"--{name} {flags[name]}" for name in said)
         raise InputError(f"{both}: each says how many steps there are; drop all but one")
