@@ -72,6 +72,20 @@ def test_engines_that_cannot_be_had(arguments: tuple, message: str) -> None:
         choose_engine(*arguments)
 
 
+def test_memory_is_in_the_order_that_is_quickest_there() -> None:
+    """On an H200 channels_last took up to 1.5 times as long, but for compiled kernels."""
+    assert choose_engine("torch", "auto", CUDA).memory_format == torch.contiguous_format
+    assert choose_engine("torch", "auto", CUDA, is_compiled=True).memory_format == torch.channels_last
+    assert choose_engine("torch", "auto", CPU).memory_format == torch.channels_last
+
+
+def test_load_denoiser_keeps_that_order(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "memory_format", torch.contiguous_format)
+    denoiser = load_denoiser(load_checkpoint(str(checkpoint)), "digest", choose_engine("torch", "auto", CPU), tmp_path)
+    assert isinstance(denoiser, InParts)
+    assert denoiser.model.input_blocks[0][0].weight.is_contiguous()
+
+
 def test_without_openvino_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match="install it with: pip install openvino"):

@@ -371,16 +371,16 @@ def save_checkpoint(path: Path, config: ModelConfig, state_dict: Mapping[str, Te
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype = torch.float32
-) -> TFGModel:
+    checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> TFGModel:  # fmt: skip
     """The checkpoint's network on `device`, ready for inference; `dtype` is its torso's."""
     with torch.device("meta"):
         model = create_model(checkpoint.config)
     model.load_state_dict(checkpoint.state_dict, strict=True, assign=True)
     if dtype != torch.float32:
         model.convert_torso(dtype)
-    # channels_last takes 0.74 of the time on a CPU and suits tensor cores (docs/benchmarks.md)
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device).to(memory_format=memory_format)
     return model.requires_grad_(False).eval()
 
 
