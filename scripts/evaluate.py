@@ -29,12 +29,7 @@ from face_detection.lip_metrics import compare_openings, mouth_opening, steady_l
 from face_detection.tracks import FaceTrack, build_track
 from face_detection.video_faces import find_faces
 from guided_diffusion.errors import InputError
-from guided_diffusion.store import file_digest, replace_when_complete
-from guided_diffusion.streams import Item
-from guided_diffusion.tfg_data_util import inside_frame
-from guided_diffusion.video_util import VideoSource, count_frames, open_video
-from perceptual import FETCH, WEIGHTS, Distance, load_lpips, ms_ssim
-from post_processing import (
+from guided_diffusion.quality import (
     METRICS,
     REFERENCE_METRICS,
     FindLandmarks,
@@ -44,6 +39,11 @@ from post_processing import (
     compared_regions,
     known_face,
 )
+from guided_diffusion.store import file_digest, replace_when_complete
+from guided_diffusion.streams import Item
+from guided_diffusion.tfg_data_util import inside_frame
+from guided_diffusion.video_util import VideoSource, count_frames, open_video
+from perceptual import FETCH, WEIGHTS, Distance, load_lpips, ms_ssim
 
 N_WORST = 3
 FACE_HIDE_PERCENTAGE = 0.5
