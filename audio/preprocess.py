@@ -20,7 +20,8 @@ from guided_diffusion.errors import InputError
 from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
-from .voice_activity import HOP, hop_power, speech_probability, speech_to_noise
+from .noise_level import BANDS, band_power, speech_to_noise
+from .voice_activity import HOP, speech_probability
 
 # dB of speech over noise: sound below the first is denoised in full, above the second not at all
 NOISY, CLEAN = 20.0, 30.0
@@ -96,11 +97,11 @@ def denoised(
 
 def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
     """`speech_to_noise` of a sound; minus infinity where it cannot be told."""
-    powers = [np.zeros(0)]
+    powers = [np.zeros((0, BANDS))]
 
     def heard() -> Iterator[np.ndarray]:
         for block in in_blocks(resampled(blocks, rate, voice_activity.RATE), HOP << 5):
-            powers.append(hop_power(block))
+            powers.append(band_power(block))
             yield block
 
     try:

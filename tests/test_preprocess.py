@@ -84,7 +84,7 @@ def test_the_less_noise_there_is_the_less_is_done(
 ) -> None:
     """Noise 25 dB below the speech, half way from NOISY to CLEAN, is taken out half, but for the level."""
     pytest.importorskip("silero_vad")
-    little = speech + (noisy - speech) * np.float32(10 ** (-15 / 20))
+    little = speech + (noisy - speech) * np.float32(10 ** (-14 / 20))
     half = heard(little, denoise="spectral")
     monkeypatch.setattr("audio.preprocess.NOISY", 29.0)
     whole = heard(little, denoise="spectral")
