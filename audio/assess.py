@@ -158,8 +158,8 @@ def verdict(sound: Assessment) -> list[str]:
     snr = sound.wada_snr if sound.snr is None else sound.snr
     if snr is not None and snr < GOOD_SNR:
         said.append(
-            f"noise, music or other voices under the speech ({snr:.0f} dB): --denoise_audio deep is for noise; "
-            "separate music and voices before"
+            f"noise, music or other voices under the speech ({snr:.0f} dB): --denoise_audio deep gives back a part of "
+            "what noise and music take from the lips, nothing among other voices; separate the voice to have more"
         )
     if sound.loudness is None:
         said.append("silence")
