@@ -24,7 +24,8 @@ from guided_diffusion.store import replace_when_complete
 from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
-from .voice_activity import HOP, hop_power, load_speech_detector, speech_probability, speech_spans, speech_to_noise
+from .noise_level import BANDS, band_power, speech_to_noise
+from .voice_activity import HOP, load_speech_detector, speech_probability, speech_spans
 
 SPECTRUM = 2048  # samples of which one spectrum is taken
 BAND_FLOOR = -60.0  # dB below the loudest part of the spectrum: there is nothing any more
@@ -70,9 +71,9 @@ class Assessment:
     clipped: float
     """Share of the samples that were cut off at the peak."""
     snr: float | None
-    """dB, power of the speech where somebody speaks over that of the rest where nobody does."""
+    """dB, power of the speech where somebody speaks over that of the noise under it."""
     wada_snr: float | None
-    """dB by WADA, which needs no pauses, but misjudges sound with pauses of digital silence."""
+    """dB by WADA, which needs no voice activity, but misjudges sound with pauses of digital silence."""
     silence: float | None
     """Share of the time without speech."""
     silences: list[tuple[float, float]] | None
@@ -108,9 +109,9 @@ def assess(path: str, seconds: int | None = None) -> Assessment:
         spans = speech_spans(probability)
         silence = max(0.0, 1 - sum(end - start for start, end in spans) / raw.seconds)
         silences = [gap for gap in _between(spans, raw.seconds) if gap[1] - gap[0] >= LONG_SILENCE]
-        snr = speech_to_noise(np.array(heard.powers), probability)
+        snr = speech_to_noise(np.concatenate(heard.powers), probability)
         if snr is None:
-            not_measured["snr"] = "there is no speech, or no pause in it"
+            not_measured["snr"] = "there is no speech"
     measured = Assessment(
         sample_rate=rate, channels=channel_mix(path), seconds=raw.seconds, bandwidth=raw.bandwidth(),
         loudness=raw.loudness(), peak=raw.peak(), clipped=raw.clipped(), snr=snr, wada_snr=heard.wada_snr(),
@@ -157,8 +158,8 @@ def verdict(sound: Assessment) -> list[str]:
     snr = sound.wada_snr if sound.snr is None else sound.snr
     if snr is not None and snr < GOOD_SNR:
         said.append(
-            f"noise, music or other voices under the speech ({snr:.0f} dB): --denoise_audio deep is for noise; "
-            "separate music and voices before"
+            f"noise, music or other voices under the speech ({snr:.0f} dB): --denoise_audio deep gives back a part of "
+            "what noise and music take from the lips, nothing among other voices; separate the voice to have more"
         )
     if sound.loudness is None:
         said.append("silence")
@@ -235,11 +236,11 @@ class _HeardMeter:
         self._rating = rating
         self._ratings: list[float] = []
         self._sums = np.zeros(3)  # of |z|, of ln |z|, of ones
-        self.powers: list[float] = []
+        self.powers = [np.zeros((0, BANDS))]
 
     def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for number, block in enumerate(in_blocks(blocks, RATED_BLOCK)):
-            self.powers += list(hop_power(block))
+            self.powers.append(band_power(block))
             level = np.abs(block[block != 0]).astype(np.float64)  # digital silence is neither speech nor noise
             self._sums += level.sum(), np.log(level).sum(), len(level)
             if self._rating and number % RATED_EVERY == 0:

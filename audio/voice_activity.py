@@ -1,6 +1,5 @@
 """Where in a sound somebody speaks: the network of `silero-vad`, whose weights come in its package."""
 
-import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -20,8 +19,6 @@ HOP = 512  # samples that one probability is for: 32 ms
 ONSET, OFFSET = 0.5, 0.35  # probabilities at which a span of speech begins and ends; silero-vad's own
 SHORTEST_SPEECH = 0.25  # seconds; a shorter span is a click or a cough
 SHORTEST_PAUSE = 0.1  # seconds; a shorter one is a closure inside a word
-MIN_HOPS = 3  # of speech and of pauses, for their ratio
-MAX_SNR = 60.0  # dB
 
 _CONTEXT = 64  # samples before the hop that the network hears too
 _BLOCK = 512  # hops that are heard at once: 16 s
@@ -117,27 +114,3 @@ def speech_spans(probability: np.ndarray) -> list[tuple[float, float]]:
         else:
             spans.append([start, end])
     return [(start, end) for start, end in spans if end - start >= SHORTEST_SPEECH]
-
-
-def hop_power(block: np.ndarray) -> np.ndarray:
-    """Mean square of each HOP of a sound, float [ceil(n / HOP)]; float32 [n]. The last one is filled with silence."""
-    hops = np.pad(block, (0, -len(block) % HOP)).reshape(-1, HOP)
-    return np.einsum("ij,ij->i", hops, hops) / HOP
-
-
-def speech_to_noise(power: np.ndarray, probability: np.ndarray) -> float | None:
-    """Signal-to-noise ratio in dB: what speech adds while somebody speaks over the level while nobody does.
-
-    The median of the pauses, which click and end of a word do not move. Within 3 dB of the truth from 0 to 25 dB
-    (docs/benchmarks.md), but for other voices: the network hears speech in those, too.
-
-    :param power: float [n], `hop_power` of the sound.
-    :param probability: float [n], `speech_probability` of each.
-    :return: None with fewer than MIN_HOPS of either kind; at most MAX_SNR.
-    """
-    speaking, pauses = probability >= ONSET, probability < OFFSET
-    if min(speaking.sum(), pauses.sum()) < MIN_HOPS:
-        return None
-    noise = float(np.median(power[pauses]))
-    speech = max(float(power[speaking].mean()) - noise, 1e-12)
-    return min(10 * math.log10(speech / max(noise, 1e-12)), MAX_SNR)

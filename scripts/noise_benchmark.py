@@ -1,11 +1,12 @@
 """What noise takes from the lips, and what preprocessing gives back: `python scripts/noise_benchmark.py --help`.
 
 noise     white, pink, babble, hum and music at 20 to 0 dB on three groups of speech: how far the mel moves (its mean
-          distance, on the scale of +-4), and how well the opening that the demo's network hears follows the truth
+          distance, on the scale of +-4), and how well the opening that the demo's network hears follows the truth in
+          each sentence
 codes     how well the audio codes of several networks tell the opening of each held-out sentence in noise
 painted   the same of the mouths that generate.py paints of them, or of --speech, with --video and generate.py's flags
 level     the same speech at -40, -23 and -6 LUFS: how far the mouth opens
-snr       what audio.assess finds of known signal-to-noise ratios
+snr       how far from known signal-to-noise ratios is what audio.assess finds
 hour      seconds and peak memory of each part of preprocessing and assessment, for a minute or more of sound
 
 The opening is read from the audio code of a network, checkpoints/demo.safetensors but where told, by a linear
@@ -34,11 +35,13 @@ from audio.audio import count_windows, load_speech, mel_window, melspectrogram, 
 from audio.blocks import resampled
 from audio.hparams import front_end
 from audio.loudness import LoudnessMeter
+from audio.noise_level import band_power, speech_to_noise
 from audio.preprocess import preprocess
-from audio.voice_activity import ONSET, hop_power, speech_probability, speech_to_noise
+from audio.voice_activity import ONSET, speech_probability
 from face_detection.lip_metrics import sync_correlation
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import peak_memory
+from guided_diffusion.options import Options
 from guided_diffusion.script_util import load_checkpoint, load_model
 from guided_diffusion.video_util import open_video
 
@@ -49,6 +52,7 @@ METHODS = ("none", "spectral", "deep")
 DEMO = str(ROOT / "checkpoints" / "demo.safetensors")
 N_FITTED = 20  # sentences
 FIRST_HELD_OUT, FIRST_BABBLE = 900000, 500
+TALKERS = {"babble": 6, "voices": 2}
 LANGUAGES = {
     "de": "Der Vater hat gestern Abend ein blaues Boot gemalt.",
     "fr": "Ma mère a ouvert la fenêtre au-dessus du port.",
@@ -100,9 +104,9 @@ def held_out(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(islice((one for one in sentences if len(one[0]) > RATE), n))
 
 
-def noise(kind: str, n: int) -> np.ndarray:
+def noise(kind: str, n: int, seed: int = 0) -> np.ndarray:
     """float64 [n] of power 1."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     t = np.arange(n) / RATE
     if kind == "white":
         made = rng.normal(size=n)
@@ -111,8 +115,9 @@ def noise(kind: str, n: int) -> np.ndarray:
         made = np.fft.irfft(np.fft.rfft(rng.normal(size=n)) / np.sqrt(frequency), n)
     elif kind == "hum":
         made = np.sum([np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 6)) / k for k in range(1, 21)], axis=0)
-    elif kind == "babble":
-        voices = [at_loudness(sentence(FIRST_BABBLE + seed, VOICES)[0]) for seed in range(6)]
+    elif kind in TALKERS:
+        first = FIRST_BABBLE + seed * TALKERS[kind]
+        voices = [at_loudness(sentence(first + number, VOICES)[0]) for number in range(TALKERS[kind])]
         made = np.sum([np.resize(np.roll(voice, rng.integers(len(voice))), n) for voice in voices], axis=0)
     else:  # music: chords of plucked strings on a beat of 0.25 s
         made = np.zeros(n)
@@ -124,10 +129,13 @@ def noise(kind: str, n: int) -> np.ndarray:
     return made / np.sqrt(np.mean(made**2))
 
 
-def mixed(speech: np.ndarray, kind: str, snr: float, power: float | None = None) -> np.ndarray:
-    """power: of the speech, where it is not that of the whole."""
-    power = float(np.mean(speech**2)) if power is None else power
-    return (speech + noise(kind, len(speech)) * np.sqrt(power / 10 ** (snr / 10))).astype(np.float32)
+def mixed(speech: np.ndarray, kind: str, snr: float) -> np.ndarray:
+    return with_noise(speech, noise(kind, len(speech)), snr, float(np.mean(speech**2)))
+
+
+def with_noise(speech: np.ndarray, added: np.ndarray, snr: float, power: float) -> np.ndarray:
+    """added: of power 1. power: the speech's."""
+    return (speech + added * np.sqrt(power / 10 ** (snr / 10))).astype(np.float32)
 
 
 def heard(sound: np.ndarray, denoise: str = "none", strength: float = 1, compress: bool = False) -> np.ndarray:
@@ -216,15 +224,17 @@ def benchmark_noise(
 ) -> None:
     speech = groups(recordings, sentences)
     mels = {name: melspectrogram(sound) for name, sound in speech.items()}
-    _, true_opening = truth(sentences)
-    print(f"| noise | dB | method | {' | '.join(f'mel, {name}' for name in speech)} | r |")
-    print("|---" * (4 + len(speech)) + "|", flush=True)
+    read = opening_reader()
+    print(f"| noise | dB | method | {' | '.join(f'mel, {name}' for name in speech)} | r | gained |")
+    print("|---" * (5 + len(speech)) + "|", flush=True)
     for condition, noisy in conditions(kinds, snrs):
+        given = by_sentence(read(noisy(speech["held out"])), sentences)
         for method in METHODS:
             after = {name: heard(noisy(sound), method, strength) for name, sound in speech.items()}
             moved = (np.abs(melspectrogram(sound) - mels[name]).mean() for name, sound in after.items())
-            r = correlation(opening_reader()(after["held out"]), true_opening)
-            print(f"| {condition} | {method} | {' | '.join(f'{d:.3f}' for d in moved)} | {r:.3f} |", flush=True)
+            r = given if method == "none" else by_sentence(read(after["held out"]), sentences)
+            cells = [*(f"{d:.2f}" for d in moved), mean_and_error(r), mean_and_error(r - given, "+")]
+            print(f"| {condition} | {method} | {' | '.join(cells)} |", flush=True)
 
 
 def benchmark_codes(models: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], sentences: int) -> None:
@@ -271,27 +281,40 @@ def benchmark_level(sentences: int) -> None:
               + ", ".join(f"{correlation(opening, true_opening):.3f}" for opening in openings.values()))  # fmt: skip
 
 
-def benchmark_snr(recordings: Sequence[str]) -> None:
-    """The truth: the clean recording's power while somebody speaks in it over the noise's."""
-    snrs = (25, 20, 15, 10, 5, 0)
-    print(f"| speech | noise | {' | '.join(map(str, snrs))} |")
+def benchmark_snr(recordings: Sequence[str], seeds: Sequence[int]) -> None:
+    """The truth: the clean recording's power while somebody speaks in it over that of the noise that was added."""
+    kinds, snrs = ("white", "pink", "hum", "music", "babble", "voices"), (25, 20, 15, 10, 5, 0)
+    speeches = {Path(path).stem: load_speech(path) for path in recordings}
+    own = {name: found_snr(speech) for name, speech in speeches.items()}
+    print("without noise: " + ", ".join(f"{name} {snr:.0f} dB" for name, snr in own.items()))
+    print(f"| noise | {' | '.join(map(str, snrs))} | beyond 3 dB |")
     print("|---" * (2 + len(snrs)) + "|")
-    for path in recordings:
-        speech = load_speech(path)
-        speaking = speech_probability([speech]) >= ONSET
-        power = float(hop_power(speech)[speaking].mean())
-        for kind in ("white", "pink", "hum", "babble", "music"):
-            found = []
-            for snr in snrs:
-                sound = mixed(speech, kind, snr, power)
-                found.append(speech_to_noise(hop_power(sound), speech_probability([sound])))
-            cells = ("no pause" if value is None else f"{value:.1f}" for value in found)
-            print(f"| {Path(path).stem} | {kind} | {' | '.join(cells)} |", flush=True)
+    for kind in kinds:
+        errors = np.array([
+            [found_snr(with_noise(speech, added, snr, power)) - snr for snr in snrs]
+            for speech, power in ((speech, spoken_power(speech)) for speech in speeches.values())
+            for added in (noise(kind, len(speech), seed) for seed in seeds)
+        ])  # fmt: skip
+        cells = (f"{column.min():+.1f} to {column.max():+.1f}" for column in errors.T)
+        print(f"| {kind} | {' | '.join(cells)} | {(np.abs(errors) > 3).sum()} of {errors.size} |", flush=True)
+
+
+def spoken_power(speech: np.ndarray) -> float:
+    """Mean square while somebody speaks."""
+    powers = band_power(speech).sum(axis=1)
+    return float(powers[speech_probability([speech])[: len(powers)] >= ONSET].mean())
+
+
+def found_snr(sound: np.ndarray) -> float:
+    """NaN where no speech is heard."""
+    snr = speech_to_noise(band_power(sound), speech_probability([sound]))
+    return np.nan if snr is None else snr
 
 
 def benchmark_hour(parts: Sequence[str], seconds: int) -> None:
-    """Each in a process of its own, on stereo at 48 kHz."""
-    speech = np.concatenate(list(resampled([groups([], 1)["languages"]], RATE, 48000)))
+    """Each in a process of its own, on noisy stereo at 48 kHz."""
+    noisy = mixed(groups([], 1)["languages"], "white", 10)
+    speech = np.concatenate(list(resampled([noisy], RATE, 48000)))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "sound.wav")
         with soundfile.SoundFile(path, "w", 48000, 2) as file:
@@ -306,8 +329,8 @@ def benchmark_hour(parts: Sequence[str], seconds: int) -> None:
 
 HEARD: dict[str, Callable[[str], object]] = {
     "mel": speech_mel,
-    "spectral": partial(speech_mel, prepare=partial(preprocess, denoise="spectral")),
-    "deep": partial(speech_mel, prepare=partial(preprocess, denoise="deep")),
+    "spectral": partial(speech_mel, prepare=partial(preprocess, denoise="spectral", strength=Options.denoise_strength)),
+    "deep": partial(speech_mel, prepare=partial(preprocess, denoise="deep", strength=Options.denoise_strength)),
     "compress": partial(speech_mel, prepare=partial(preprocess, compress=True)),
     "assess": assess,
 }
@@ -330,7 +353,8 @@ def main() -> int:
     )
     parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
     parser.add_argument("--sentences", type=int, default=4, help="held-out ones of espeak-ng")
-    parser.add_argument("--strength", type=float, default=1, help="--denoise_strength, for noise")
+    parser.add_argument("--strength", type=float, default=Options.denoise_strength, help="for noise")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the noises, for snr")
     parser.add_argument("--models", nargs="+", default=[DEMO], help="checkpoints, for codes")
     parser.add_argument("--video", default=str(ROOT / "samples" / "astronaut.mp4"), help="for painted")
     parser.add_argument("--speech", help="for painted, in place of the held-out sentences")
@@ -358,7 +382,7 @@ def main() -> int:
     elif arguments.part == "level":
         benchmark_level(arguments.sentences)
     elif arguments.part == "snr":
-        benchmark_snr(arguments.recordings)
+        benchmark_snr(arguments.recordings, arguments.seeds)
     elif arguments.part == "hour":
         benchmark_hour(arguments.methods, arguments.seconds)
     else:

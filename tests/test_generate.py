@@ -491,7 +491,7 @@ AFFECTS = {
         "sampling_seed": 8, "sampling_batch_size": 3, "sampling_ref_type": "random", "sampling_use_gt_for_ref": True,
         "sampling_input_type": "first_frame", "sampler": "dpmpp_2m", "use_ddim": True, "timestep_respacing": "ddim10",
         "clip_denoised": False, "adaptive_resolution": True, "resolution_threshold": 150.0, "flow_guidance": 0.5,
-        "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.5, "compress_audio": True,
+        "motion_tracking": True, "denoise_audio": "deep", "denoise_strength": 0.7, "compress_audio": True,
         "audio_preset": "enhanced", "mouth_gain": 6.0, "white_balance": True, "retry_flagged": 2,
         "silence_gate": 0.5, "stable_crop": True,
     },
@@ -567,13 +567,13 @@ def test_landmarks_are_in_the_key_of_the_samples_that_they_change(name: str, key
 def test_sound_is_prepared_as_the_options_say(video: Path, speech: Path) -> None:
     job = Job(str(video), str(speech), "out.mp4")
     plain = Options(video_path="v", audio_path="a", model_path="m")
-    changed = replace(plain, denoise_audio="spectral", denoise_strength=0.5, compress_audio=True)
-    prepare = partial(preprocess, denoise="spectral", strength=0.5, compress=True)
+    changed = replace(plain, denoise_audio="spectral", denoise_strength=0.7, compress_audio=True)
+    prepare = partial(preprocess, denoise="spectral", strength=0.7, compress=True)
     for options, expected in ((plain, speech_mel(str(speech))), (changed, speech_mel(str(speech), prepare=prepare))):
         clip = generate.open_clip(job, options, DEFAULT)
         assert np.array_equal(clip.mel, expected[0])
     with pytest.raises(InputError, match="give --denoise_audio spectral or deep"):
-        replace(plain, denoise_strength=0.5)
+        replace(plain, denoise_strength=0.7)
 
 
 def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeypatch: pytest.MonkeyPatch) -> None:

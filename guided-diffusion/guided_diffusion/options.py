@@ -75,7 +75,7 @@ class Options:
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
     pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
     denoise_audio: str = flag("none", "take noise out of what the network hears", "sampling", DENOISERS)
-    denoise_strength: float = flag(1.0, "how much of the noise is taken out", "sampling", within=(0.01, 1))
+    denoise_strength: float = flag(0.5, "share of the denoiser's decibels that is taken", "sampling", within=(0.01, 1))
     compress_audio: bool = flag(False, "even out the loudness of what the network hears", "sampling")
     audio_preset: str = flag("", "the front end; by default the checkpoint's own", "sampling", ("", *AUDIO_PRESETS))
     mouth_gain: float = flag(
