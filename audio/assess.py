@@ -1,6 +1,6 @@
 """How good a sound is for lip-sync, and which flag helps: `python -m audio.assess FILE [--json F]`.
 
-Measured of the mix that the network hears, in one pass, in memory of a few numbers per second.
+Measured of the mix that the network hears, in one pass, in memory of 1.5 kB per second.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def assess(path: str, seconds: int | None = None) -> Assessment:
         silences = [gap for gap in _between(spans, raw.seconds) if gap[1] - gap[0] >= LONG_SILENCE]
         snr = speech_to_noise(np.concatenate(heard.powers), probability)
         if snr is None:
-            not_measured["snr"] = "there is no speech"
+            not_measured["snr"] = "there is hardly any speech"
     measured = Assessment(
         sample_rate=rate, channels=channel_mix(path), seconds=raw.seconds, bandwidth=raw.bandwidth(),
         loudness=raw.loudness(), peak=raw.peak(), clipped=raw.clipped(), snr=snr, wada_snr=heard.wada_snr(),

@@ -165,6 +165,8 @@ def _denoised(
     waiting = np.zeros(0, np.float32)
     late = delay
     for block in in_blocks(chain(counted(), [np.zeros(delay + frame, np.float32)]), _FRAMES * frame):
+        if len(block) < frame:
+            break  # all of the sound is out
         waiting = np.concatenate([waiting, block])
         clean = process(block[: len(block) - len(block) % frame])[late:]
         late = 0

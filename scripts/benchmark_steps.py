@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,14 @@ from guided_diffusion.dist_util import DEVICES, choose_device
 from guided_diffusion.engines import ENGINES, PRECISIONS, Denoiser, choose_engine, largest_batch, load_denoiser
 from guided_diffusion.errors import InputError
 from guided_diffusion.options import STEPS
-from guided_diffusion.sampling import sample
+from guided_diffusion.sampling import SAMPLERS, sample
 from guided_diffusion.script_util import ModelConfig, create_gaussian_diffusion, load_checkpoint
 from guided_diffusion.store import file_digest
 from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch
 from train_data import Clip, Preparation, face_view, mel_window, prepare_clips
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "demo.safetensors"
-SAMPLERS = ("ddim", "dpmpp_2m", "dpmpp_3m")
+DETERMINISTIC = [name for name in SAMPLERS if name != "ddpm"]
 REFERENCE, PAPERS = "ddim250", "ddim25"
 REFERENCE_BEFORE = 5  # frames between a frame and the one whose crop is its reference
 SEED = 7
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
         prepare = Preparation(cache, config.image_size, front_end(config), arguments.face_detector, 720, "cpu")
-        clips, _ = prepare_clips(arguments.clips, prepare, workers=1)
+        clips, _ = prepare_clips(arguments.clips, prepare, workers=1, flag="CLIPS")
         denoiser = load_denoiser(checkpoint, file_digest(arguments.model_path), engine, cache)
         batches = batches_of(clips, arguments.frames, config, largest_batch(config, engine), engine.device)
         print(f"{sum(len(batch['noise']) for batch in batches)} frames of {len(clips)} clips; {engine}")
@@ -89,7 +90,7 @@ def measure(
     """dB of PAPERS, and by sampler of its numbers of steps."""
 
     def samples(sampler: str, respacing: str) -> Tensor:
-        loop = getattr(create_gaussian_diffusion(config, respacing), f"{sampler}_sample_loop")
+        loop = partial(SAMPLERS[sampler], create_gaussian_diffusion(config, respacing))
         with torch.inference_mode():
             return torch.cat([sample(denoiser, loop, batch).cpu() for batch in batches])
 
@@ -97,7 +98,7 @@ def measure(
     mask = torch.cat([batch["mask"].cpu() for batch in batches])
     near = {
         sampler: [nearness(samples(sampler, STEPS[sampler].format(n)), reference, mask) for n in steps]
-        for sampler in SAMPLERS
+        for sampler in DETERMINISTIC
     }
     return nearness(samples("ddim", PAPERS), reference, mask), near
 

@@ -22,12 +22,7 @@ from fault_benchmark import FPS, HIDDEN, changed, composited, read_items
 import _path  # noqa: F401
 from guided_diffusion.color_util import COLOR_MATCHES, to_lab
 from guided_diffusion.lip_util import mouth_area
-from guided_diffusion.quality import (
-    compared_regions,
-    psnr,
-    ring_delta_e,
-    skin_difference,
-)
+from guided_diffusion.quality import compared_regions, psnr, ring_delta_e, skin_difference
 from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import face_crop, to_float
 

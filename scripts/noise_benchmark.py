@@ -228,9 +228,10 @@ def benchmark_noise(
     print(f"| noise | dB | method | {' | '.join(f'mel, {name}' for name in speech)} | r | gained |")
     print("|---" * (5 + len(speech)) + "|", flush=True)
     for condition, noisy in conditions(kinds, snrs):
-        given = by_sentence(read(noisy(speech["held out"])), sentences)
+        before = {name: noisy(sound) for name, sound in speech.items()}
+        given = by_sentence(read(before["held out"]), sentences)
         for method in METHODS:
-            after = {name: heard(noisy(sound), method, strength) for name, sound in speech.items()}
+            after = {name: heard(sound, method, strength) for name, sound in before.items()}
             moved = (np.abs(melspectrogram(sound) - mels[name]).mean() for name, sound in after.items())
             r = given if method == "none" else by_sentence(read(after["held out"]), sentences)
             cells = [*(f"{d:.2f}" for d in moved), mean_and_error(r), mean_and_error(r - given, "+")]
@@ -295,8 +296,9 @@ def benchmark_snr(recordings: Sequence[str], seeds: Sequence[int]) -> None:
             for speech, power in ((speech, spoken_power(speech)) for speech in speeches.values())
             for added in (noise(kind, len(speech), seed) for seed in seeds)
         ])  # fmt: skip
-        cells = (f"{column.min():+.1f} to {column.max():+.1f}" for column in errors.T)
-        print(f"| {kind} | {' | '.join(cells)} | {(np.abs(errors) > 3).sum()} of {errors.size} |", flush=True)
+        cells = (f"{np.nanmin(column):+.1f} to {np.nanmax(column):+.1f}" for column in errors.T)
+        n_beyond = (~(np.abs(errors) <= 3)).sum()  # no speech found counts, too
+        print(f"| {kind} | {' | '.join(cells)} | {n_beyond} of {errors.size} |", flush=True)
 
 
 def spoken_power(speech: np.ndarray) -> float:

@@ -183,18 +183,21 @@ def crop_with_margin(frame: np.ndarray, box: np.ndarray, image_size: int) -> np.
     return cv2.warpAffine(frame, to_frame, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def prepare_clips(data: str, prepare: Preparation, workers: int) -> tuple[list[Clip], str]:
+def prepare_clips(
+    data: str, prepare: Preparation, workers: int, flag: str = "--data"
+) -> tuple[list[Clip], str]:
     """The clips of the folder `data` in order of their names, and a key for their content.
 
     :param workers: processes that `prepare` runs in.
+    :param flag: what an error calls `data`.
     :raises InputError: when none can be used. Single ones that cannot are named and left out.
     """
     folder = Path(data)
     if not folder.is_dir():
-        raise InputError(f"--data {data}: no such folder; give one with video files")
+        raise InputError(f"{flag} {data}: no such folder; give one with video files")
     paths = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
     if not paths:
-        raise InputError(f"--data {data}: no video in it; looked for {', '.join(VIDEO_SUFFIXES)}")
+        raise InputError(f"{flag} {data}: no video in it; looked for {', '.join(VIDEO_SUFFIXES)}")
     load_detector(prepare.face_detector, prepare.device, prepare.detection_size)  # fails here if it has to
     clips, names = [], []
     for path, files in zip(paths, _prepared(prepare, paths, workers), strict=True):
@@ -210,7 +213,7 @@ def prepare_clips(data: str, prepare: Preparation, workers: int) -> tuple[list[C
         if problem:
             print(f"left out: {path}: {problem}", file=sys.stderr)
     if not clips:
-        raise InputError(f"--data {data}: none of its {len(paths)} clips can be used")
+        raise InputError(f"{flag} {data}: none of its {len(paths)} clips can be used")
     return clips, content_key({"clips": names})
 
 

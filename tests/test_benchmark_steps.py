@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import benchmark_steps
 import numpy as np
@@ -79,6 +80,18 @@ def test_the_fewest_steps_that_are_as_near_are_told(
     assert "ddim: none of [4, 20]" in capsys.readouterr().out
 
 
-def test_a_folder_without_clips_is_said_in_a_line(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.raises(InputError, match="no video in it"):
-        main([str(tmp_path_factory.mktemp("empty"))])
+def test_a_network_is_measured_from_the_command_line(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark_steps, "prepare_clips", lambda *_, **__: ([clip()], "key"))
+    monkeypatch.setattr(benchmark_steps, "REFERENCE", "ddim4")
+    monkeypatch.setattr(benchmark_steps, "PAPERS", "ddim2")
+    assert main(["clips", f"--model_path={checkpoint}", "--frames=2", "--steps", "2", "--device=cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "2 frames of 1 clips; torch, float32, cpu" in said
+    assert "ddim: 2 steps" in said
+
+
+def test_a_folder_without_clips_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^CLIPS .*no video in it"):
+        main([str(tmp_path)])

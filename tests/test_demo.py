@@ -17,9 +17,7 @@ from face_detection.video_faces import VideoFaces
 from generate import build_stages, main
 from guided_diffusion.logger import Timings, peak_memory
 from guided_diffusion.options import parse_options
-from guided_diffusion.quality import (
-    QualityMeter,
-)
+from guided_diffusion.quality import QualityMeter
 from guided_diffusion.script_util import load_checkpoint
 from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import to_float

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from audio.blocks import in_blocks, resampled
-from audio.noise_level import BANDS, HIGHEST_SNR, MIN_HOPS, PIECE, band_power, speech_to_noise
+from audio.noise_level import BANDS, HIGHEST_SNR, LOWEST_SNR, MIN_HOPS, PIECE, band_power, speech_to_noise
 from audio.voice_activity import HOP, RATE
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech.wav"
@@ -50,7 +50,7 @@ def test_the_bands_add_up_to_the_sound() -> None:
 def test_no_pause_is_needed(ratio: int, speech: np.ndarray) -> None:
     """Stationary noise fills the gaps of the speech in each band."""
     added = noise(len(speech), np.mean(speech**2) / 10 ** (ratio / 10))
-    assert snr(speech + added) == pytest.approx(ratio, abs=3)
+    assert snr(speech + added) == pytest.approx(ratio, abs=1.5)
 
 
 def test_in_pauses_the_noise_is_exact(speech: np.ndarray) -> None:
@@ -78,6 +78,9 @@ def test_noise_that_comes_and_goes_counts_where_somebody_speaks(speech: np.ndarr
     added = noise(len(long), power / 10)
     added[: len(added) // 2] *= 1e-3
     assert snr(long + added) == pytest.approx(13, abs=3)
+    quiet, noisy = np.split(long + added, 2)
+    part = len(quiet) // 8 // HOP * HOP  # there is little speech where it is quiet
+    assert snr(quiet[:part], added[: len(quiet) - part], noisy) == pytest.approx(10.5, abs=1.5)
 
 
 def test_digital_silence_is_no_pause_among_noise_but_clean_on_its_own(speech: np.ndarray) -> None:
@@ -86,7 +89,17 @@ def test_digital_silence_is_no_pause_among_noise_but_clean_on_its_own(speech: np
     spoken, pause = speech + noise(len(speech), power / 10), noise(20 * HOP, power / 10, seed=1)
     nothing = np.zeros(10 * HOP, np.float32)
     assert snr(spoken, np.concatenate([nothing, pause])) == pytest.approx(10, abs=3)
+    assert snr(spoken, nothing) == pytest.approx(10, abs=3)  # no other pause
     assert snr(speech, nothing) == HIGHEST_SNR
+
+
+def test_an_offset_is_no_noise(speech: np.ndarray) -> None:
+    pause, offset = noise(10 * HOP, np.mean(speech**2) / 10**4), np.float32(0.05)
+    assert snr(speech + offset, pause + offset) == pytest.approx(snr(speech, pause), abs=0.1)
+
+
+def test_noise_that_is_taken_for_speech_has_the_lowest_ratio() -> None:
+    assert snr(noise(40 * HOP, 0.01)) == LOWEST_SNR
 
 
 def test_what_cannot_be_told(speech: np.ndarray) -> None:

@@ -14,11 +14,7 @@ from guided_diffusion.color_util import to_lab
 from guided_diffusion.lip_util import LIP
 from guided_diffusion.seam_util import box_contour, mask_contour, seam_ratio
 from guided_diffusion.streams import Box, Face, Item
-from guided_diffusion.tfg_data_util import (
-    Slices,
-    inside_frame,
-    to_float,
-)
+from guided_diffusion.tfg_data_util import Slices, inside_frame, to_float
 from post_processing import generated_skin
 from temporal_consistency import FlickerMeter, WarpErrorMeter, ratio
 
