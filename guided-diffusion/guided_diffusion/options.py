@@ -153,7 +153,9 @@ class Options:
         0.0, "take flicker out of the generated part, 0 (off) to 0.9", "output", within=(0, 0.9)
     )
     super_resolution: bool = flag(False, "more detail for the lips, by a network of its own", "output")
-    sr_model: str = flag("span_x2", "that network: a name (see docs/user-guide.md) or a file", "output")
+    sr_model: str = flag(
+        "realesr-general-wdn-x4v3", "that network: a name (see docs/user-guide.md) or a file", "output"
+    )
     sr_strength: float = flag(1.0, "how much of its detail is added, 0 to 1", "output", within=(0, 1))
     sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output", within=(0, 1))
     landmark_mask: bool = flag(False, "show the generated mouth only", "output")
