@@ -28,7 +28,6 @@ QUALITY_PRESETS = {  # sampler, steps
 # What --enhance True stands for: what measured better on four real clips (docs/benchmarks.md, "One switch").
 ENHANCEMENTS: Mapping[str, Any] = {
     "blur_kernel_size": 15, "color_match": "lab", "temporal_smoothing": 0.3, "super_resolution": True,
-    "sharpening_strength": 0.5,
 }  # fmt: skip
 # how a number of steps is spread: --sampling_steps
 STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}", "dpmpp_3m": "late{}"}
