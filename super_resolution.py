@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guided_diffusion.errors import InputError
+from guided_diffusion.options import Options
 from guided_diffusion.store import check_digest, download
 from guided_diffusion.streams import Box, Item
 from guided_diffusion.tfg_data_util import resize_crop
@@ -30,29 +31,35 @@ REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 
 @dataclass(frozen=True)
 class Weights:
-    """A network's file in `checkpoints`; without a `url` it comes with the project."""
+    """A network's file in `checkpoints`; without a `url` it comes with the project.
+
+    :param is_faithful: trained for the least error: it invents nothing, and may undo blur that the crop itself shows.
+    """
 
     file: str
     sha256: str
     url: str = ""
+    is_faithful: bool = False
 
 
-MODELS = {  # METHODS: Real-ESRGAN; checkpoints/README.md: SPAN
+MODELS = {  # METHODS: Real-ESRGAN; checkpoints/README.md: those without a URL
+    "realesr-general-wdn-x4v3": Weights(
+        "realesr-general-wdn-x4v3.safetensors", "24386b14e32be9a301c0c38ef1ab8467df1e545f4051f3aab8a13eed4015f0a9"
+    ),
     "span_x2": Weights(
-        "span_x2.safetensors", "a1f5f6559523984e7b5e0527943d9a1bf25c5dd96de4463a7e0d6597fa1aa093"
+        "span_x2.safetensors",
+        "a1f5f6559523984e7b5e0527943d9a1bf25c5dd96de4463a7e0d6597fa1aa093",
+        is_faithful=True,
     ),
     "span_x4": Weights(
-        "span_x4.safetensors", "d368b83bceb65f39236c40c244ec99cd8234f2f0d97400c302d2572ff8cd6b31"
+        "span_x4.safetensors",
+        "d368b83bceb65f39236c40c244ec99cd8234f2f0d97400c302d2572ff8cd6b31",
+        is_faithful=True,
     ),
     "realesr-general-x4v3": Weights(
         "realesr-general-x4v3.pth",
         "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
         f"{REAL_ESRGAN}/v0.2.5.0/realesr-general-x4v3.pth",
-    ),
-    "realesr-general-wdn-x4v3": Weights(
-        "realesr-general-wdn-x4v3.pth",
-        "1641f8c4464b9f097c9fdda5589273713f67cf59f3d909e0bd688f0cee269dca",
-        f"{REAL_ESRGAN}/v0.2.5.0/realesr-general-wdn-x4v3.pth",
     ),
     "RealESRGAN_x2plus": Weights(
         "RealESRGAN_x2plus.pth",
@@ -171,7 +178,7 @@ LIP_REGION = (0.56, 0.93, 0.13, 0.87)
 The lips of four clips of speech lie within 0.59 to 0.86 and 0.20 to 0.78. A fixed part cannot jump with landmarks.
 """
 FADE = 0.15  # of the region's shorter side, over which the detail fades in from each of its sides
-LOW_PASS = 3.0  # px of the crop: sigma of what the network may not change
+LOW_PASS = 3.0  # px of the crop: sigma of what a faithful network may not change
 SR_BATCH = 8  # regions that are enhanced together
 
 
@@ -186,17 +193,19 @@ def lip_region(shape: Sequence[int], face_hide_percentage: float) -> Box:
 class LipSuperResolver:
     """A super-resolution network for the lip region of generated crops.
 
-    What it adds holds no low frequencies: colour and brightness stay the crop's, and do not flicker.
+    What it adds holds no low frequencies: colour and brightness stay the crop's, and do not flicker. A network that
+    invents adds only what the crop is too small to show: where lips and teeth are stays the crop's too.
 
-    :param model_name: of MODELS, or a file.
+    :param model_name: of MODELS, or a file, which counts as one that invents.
     :param strength: how much of the detail is added, 0 to 1.
     :raises InputError: when the network cannot be had.
     """
 
     def __init__(
-        self, model_name: str = "span_x2", strength: float = 1.0, device: torch.device | str = "cpu"
+        self, model_name: str = Options.sr_model, strength: float = 1.0, device: torch.device | str = "cpu"
     ) -> None:
         self.network = load_network(model_name).to(torch.device(device))
+        self.is_faithful = model_name in MODELS and MODELS[model_name].is_faithful
         self.scale = self.network.scale
         self.strength = strength
         self._has_told = False
@@ -227,9 +236,17 @@ class LipSuperResolver:
         details = np.zeros((n, height * self.scale, width * self.scale, 3), np.float32)
         for detail, region, picture in zip(details, regions, enlarged, strict=True):
             added = picture - resize_crop(region, *picture.shape[:2])
-            added -= cv2.GaussianBlur(added, (0, 0), LOW_PASS * self.scale)
+            added -= self._crops_own(added, region)
             detail[y1 * self.scale : y2 * self.scale, x1 * self.scale : x2 * self.scale] = window * added
         return details
+
+    def _crops_own(self, added: np.ndarray, region: np.ndarray) -> np.ndarray:
+        """What of the difference that a network makes to an enlarged region is not its to change, of the same shape."""
+        if self.is_faithful:
+            return cv2.GaussianBlur(added, (0, 0), LOW_PASS * self.scale)
+        height, width = region.shape[:2]
+        shown = cv2.resize(added, (width, height), interpolation=cv2.INTER_AREA)
+        return resize_crop(shown, *added.shape[:2])
 
     def enhance(self, items: list[Item], face_hide_percentage: float) -> list[Item]:
         """For `in_batches`: the items with crops of their box's size, whose lips are enhanced.

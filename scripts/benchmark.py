@@ -55,7 +55,7 @@ from guided_diffusion.tfg_data_util import resize_crop
 from guided_diffusion.unet import TFGModel
 from guided_diffusion.video_util import VideoWriter, open_video
 from post_processing import LipAlpha, generated_alpha, paste_crop, paste_stage, sharpen
-from super_resolution import SR_BATCH, LipSuperResolver, add_at_box, lip_region
+from super_resolution import MODELS, SR_BATCH, LipSuperResolver, add_at_box, lip_region
 
 PARTS = ("media", "composite", "super_resolution", "resolution", "pipeline", "memory")
 HEIGHT, WIDTH, FPS = 1920, 1080, 25
@@ -92,7 +92,8 @@ def main() -> int:
     if "composite" in arguments.parts:
         benchmark_composite(arguments.batch)
     if "super_resolution" in arguments.parts:
-        benchmark_super_resolution(["span_x2", "span_x4", *arguments.sr_models], arguments.rounds)
+        shipped = [name for name, weights in MODELS.items() if not weights.url]
+        benchmark_super_resolution([*shipped, *arguments.sr_models], arguments.rounds)
     if "resolution" in arguments.parts:
         benchmark_resolution()
     with tempfile.TemporaryDirectory() as folder:

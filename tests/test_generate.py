@@ -316,7 +316,7 @@ def test_booleans(text: str) -> None:
         (["--sharpening_strength", "1.5"], "from 0 to 1"),
         (["--sr_strength", "0.5"], "give --super_resolution True too"),
         (["--super_resolution", "True", "--face_hide_percentage", "0.1"], "give 0.2 or more"),
-        (["--super_resolution", "True", "--sr_model", "span_x3"], "choose from span_x2"),
+        (["--super_resolution", "True", "--sr_model", "span_x3"], "choose from realesr-general-wdn-x4v3, span_x2"),
         (["--sharpening_strength", "nan"], "from 0 to 1"),
         (["--mask_expansion", "1"], "from 1.01 to 3"),
         (["--mask_expansion", "1.5"], "--landmark_mask True too"),

@@ -21,7 +21,7 @@ def test_enhance_is_its_flags_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "own", [["--sharpening_strength", "0"], ["--blur_kernel_size=0"], ["--super_resolution", "False"]]
+    "own", [["--temporal_smoothing", "0"], ["--blur_kernel_size=0"], ["--super_resolution", "False"]]
 )
 def test_each_enhancement_can_be_overridden_with_off_too(own: list[str]) -> None:
     for argv in (["--enhance", "True", *own], [*own, "--enhance", "True"]):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import fetch_weights
 import super_resolution
 from guided_diffusion.errors import InputError
+from guided_diffusion.options import Options
 from guided_diffusion.store import download
 from guided_diffusion.streams import Face, Item, in_batches
 from guided_diffusion.tfg_data_util import resize_crop
@@ -50,9 +51,13 @@ class Network(nn.Module):
         return self.function(larger).clamp(0, 1)
 
 
-def with_network(resolver: LipSuperResolver, function: Callable[[Tensor], Tensor]) -> LipSuperResolver:
+def with_network(
+    resolver: LipSuperResolver, function: Callable[[Tensor], Tensor], is_faithful: bool = False
+) -> LipSuperResolver:
     changed = object.__new__(LipSuperResolver)
-    changed.__dict__.update(resolver.__dict__, network=Network(function), scale=2, strength=1.0, _has_told=False)
+    changed.__dict__.update(
+        resolver.__dict__, network=Network(function), is_faithful=is_faithful, scale=2, strength=1.0, _has_told=False
+    )
     return changed
 
 
@@ -89,16 +94,15 @@ def test_only_the_generated_lip_region_changes(resolver: LipSuperResolver, seed:
 
 
 @settings(deadline=None, max_examples=10)
-@given(gain=st.floats(0.85, 1.15), shift=st.floats(-0.1, 0.1), tint=st.floats(-0.1, 0.1))
+@given(gain=st.floats(0.85, 1.15), shift=st.floats(-0.1, 0.1), tint=st.floats(-0.1, 0.1), is_faithful=st.booleans())
 def test_colour_and_brightness_stay_the_crops(
-    resolver: LipSuperResolver, gain: float, shift: float, tint: float
+    resolver: LipSuperResolver, gain: float, shift: float, tint: float, is_faithful: bool
 ) -> None:
     """A network that brightens or tints, each frame otherwise, would make the mouth flicker."""
     crop = smooth()
     offset = torch.tensor([shift + tint, shift, shift - tint]).view(1, 3, 1, 1)
-    (detail,) = with_network(resolver, lambda picture: picture * gain + offset).lip_detail(
-        crop[None], lip_region(crop.shape, 0.5)
-    )
+    changed = with_network(resolver, lambda picture: picture * gain + offset, is_faithful)
+    (detail,) = changed.lip_detail(crop[None], lip_region(crop.shape, 0.5))
     low = cv2.GaussianBlur(detail, (0, 0), 2 * LOW_PASS)
     assert np.abs(low).max() < 1 / 255
     assert np.abs(detail.mean(axis=(0, 1))).max() < 0.1 / 255
@@ -116,6 +120,25 @@ def test_detail_of_the_network_is_added_as_far_as_wanted(resolver: LipSuperResol
     assert np.allclose(full.lip_detail(crop[None], region)[0], 0.5 * detail)
     enhanced = full.enhance_lip_region(crop, region)
     assert np.allclose(enhanced, np.clip(resize_crop(crop, 128, 128) + 0.5 * detail, 0, 1))
+
+
+@pytest.mark.parametrize(("is_faithful", "least", "most"), [(True, 0.08, 0.11), (False, 0, 0.02)])
+def test_only_a_faithful_network_changes_what_the_crop_itself_shows(
+    resolver: LipSuperResolver, is_faithful: bool, least: float, most: float
+) -> None:
+    """Others would paint another mouth: here waves of six of the crop's pixels."""
+    crop = smooth()
+    waves = with_network(resolver, lambda p: p + 0.1 * torch.sin(torch.arange(p.shape[3]) * np.pi / 6), is_faithful)
+    y1, y2, x1, x2 = lip_region(crop.shape, 0.5)
+    (detail,) = waves.lip_detail(crop[None], (y1, y2, x1, x2))
+    middle = detail[y1 + y2 - 4 : y1 + y2 + 4, x1 + x2 - 12 : x1 + x2 + 12]
+    assert least <= np.abs(middle).max() <= most
+
+
+def test_what_networks_may_change() -> None:
+    assert LipSuperResolver("span_x2").is_faithful
+    assert not LipSuperResolver(Options.sr_model).is_faithful
+    assert not LipSuperResolver(str(find_weights("span_x2"))).is_faithful
 
 
 def test_frames_of_a_size_go_through_the_network_together(resolver: LipSuperResolver) -> None:
@@ -167,9 +190,16 @@ def test_merged_convolutions_are_what_spandrel_computes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="needs ../shared")
-@pytest.mark.parametrize("model", ["span_x2", "span_x4"])
-def test_the_files_that_come_with_the_project_are_the_official_networks(model: str) -> None:
-    official = load_network(str(WEIGHTS / f"{model.replace('_', '')}_ch48.safetensors"))
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        ("span_x2", "spanx2_ch48.safetensors"),
+        ("span_x4", "spanx4_ch48.safetensors"),
+        ("realesr-general-wdn-x4v3", "realesr-general-wdn-x4v3.pth"),
+    ],
+)
+def test_the_files_that_come_with_the_project_are_the_official_networks(model: str, file: str) -> None:
+    official = load_network(str(WEIGHTS / file))
     picture = torch.rand(1, 3, 20, 30)
     assert torch.equal(LipSuperResolver(model).network(picture), official(picture))
 
@@ -182,8 +212,12 @@ def test_what_comes_with_the_project_is_there(model: str) -> None:
     assert find_weights(model).is_file()
 
 
+def test_the_default_needs_no_download() -> None:
+    assert not MODELS[Options.sr_model].url
+
+
 def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="choose from span_x2, span_x4"):
+    with pytest.raises(InputError, match="choose from realesr-general-wdn-x4v3, span_x2, span_x4"):
         find_weights(str(tmp_path / "missing.pth"))
     noise, also_noise = tmp_path / "noise.pth", tmp_path / "noise.safetensors"
     for path in (noise, also_noise):

@@ -28,7 +28,6 @@ QUALITY_PRESETS = {  # sampler, steps
 # What --enhance True stands for: what measured better on four real clips (docs/benchmarks.md, "One switch").
 ENHANCEMENTS: Mapping[str, Any] = {
     "blur_kernel_size": 15, "color_match": "lab", "temporal_smoothing": 0.3, "super_resolution": True,
-    "sharpening_strength": 0.5,
 }  # fmt: skip
 # how a number of steps is spread: --sampling_steps
 STEPS = {"ddpm": "{}", "ddim": "ddim{}", "dpmpp_2m": "logsnr{}", "dpmpp_3m": "late{}"}
@@ -153,7 +152,9 @@ class Options:
         0.0, "take flicker out of the generated part, 0 (off) to 0.9", "output", within=(0, 0.9)
     )
     super_resolution: bool = flag(False, "more detail for the lips, by a network of its own", "output")
-    sr_model: str = flag("span_x2", "that network: a name (see docs/user-guide.md) or a file", "output")
+    sr_model: str = flag(
+        "realesr-general-wdn-x4v3", "that network: a name (see docs/user-guide.md) or a file", "output"
+    )
     sr_strength: float = flag(1.0, "how much of its detail is added, 0 to 1", "output", within=(0, 1))
     sharpening_strength: float = flag(0.0, "sharpen the generated part, 0 to 1", "output", within=(0, 1))
     landmark_mask: bool = flag(False, "show the generated mouth only", "output")
