@@ -194,7 +194,8 @@ class LipSuperResolver:
     """A super-resolution network for the lip region of generated crops.
 
     What it adds holds no low frequencies: colour and brightness stay the crop's, and do not flicker. A network that
-    invents adds only what the crop is too small to show: where lips and teeth are stays the crop's too.
+    invents adds little of what the crop itself can show (of waves of four of its pixels a third, of eight a tenth):
+    where lips and teeth are stays the crop's too.
 
     :param model_name: of MODELS, or a file, which counts as one that invents.
     :param strength: how much of the detail is added, 0 to 1.

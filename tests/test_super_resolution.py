@@ -198,7 +198,7 @@ def test_merged_convolutions_are_what_spandrel_computes(tmp_path: Path) -> None:
         ("realesr-general-wdn-x4v3", "realesr-general-wdn-x4v3.pth"),
     ],
 )
-def test_the_files_that_come_with_the_project_are_the_official_networks(model: str, file: str) -> None:
+def test_the_files_that_come_with_the_project_are_the_networks_that_were_converted(model: str, file: str) -> None:
     official = load_network(str(WEIGHTS / file))
     picture = torch.rand(1, 3, 20, 30)
     assert torch.equal(LipSuperResolver(model).network(picture), official(picture))
