@@ -17,6 +17,7 @@ DIGITAL_SILENCE = 1e-10  # mean square; below the steps of 16 bits
 _QUIETEST = 0.05  # share of the moments that are surely noise, in each band
 _SPREAD = 2.5  # of the noise's mean, in power (4 dB): moments up to there are its own
 _CLEAN_BY_GAPS = 10**1.8  # 18 dB: clean speech of a second and more has at least this over what fills its gaps
+_OTHER_SCENE = 0.1  # of the noise under the speech: quieter pauses belong to another scene, or are digital silence
 
 
 def band_power(block: np.ndarray) -> np.ndarray:
@@ -28,7 +29,8 @@ def band_power(block: np.ndarray) -> np.ndarray:
     """
     hops = block[: len(block) - len(block) % HOP].reshape(-1, HOP)
     window = np.hanning(HOP)
-    spectra = np.fft.rfft((hops - hops.mean(axis=1, keepdims=True)) * window)
+    offset = hops @ window / window.sum()
+    spectra = np.fft.rfft((hops - offset[:, None]) * window)
     power = (spectra.real**2 + spectra.imag**2) * 2 / (HOP * (window @ window))
     return np.add.reduceat(power, np.ceil(BAND_EDGES * HOP / RATE).astype(int), axis=1).astype(np.float32)
 
@@ -38,9 +40,9 @@ def speech_to_noise(power: np.ndarray, probability: np.ndarray) -> float | None:
 
     Noise is the least of two: its level in the pauses, by the median, which click and end of a word do not move; and
     what fills the gaps that speech leaves in each frequency band. The first is exact but may be missing, be speech that
-    the network did not hear, or silence before a noisy scene: where the gaps are too full for clean speech, they alone
-    count. They need no pause, but soft speech adds to them: clean speech of a second and more without a pause comes out
-    at 18 to 45 dB. A few other voices leave gaps themselves: there the ratio comes out too high.
+    the network did not hear, or silence before a noisy scene: where the gaps are too full for clean speech, far quieter
+    pauses do not count. Gaps need no pause, but soft speech adds to them: clean speech of a second and more without a
+    pause comes out at 18 to 45 dB. A few other voices leave gaps themselves: there the ratio comes out too high.
 
     :param power: float32 [n, BANDS], `band_power` of the sound.
     :param probability: float [at least n], `speech_probability` of each hop.
@@ -66,10 +68,12 @@ def _noise_power(power: np.ndarray, pauses: np.ndarray) -> float:
     """
     whole = power.sum(axis=1)
     in_gaps = _under_speech(power[whole > DIGITAL_SILENCE])
-    is_surely_noisy = not pauses.all() and whole[~pauses].mean() < _CLEAN_BY_GAPS * in_gaps
-    if is_surely_noisy or pauses.sum() < MIN_HOPS:
+    if pauses.sum() < MIN_HOPS:
         return in_gaps
-    return min(in_gaps, float(np.median(whole[pauses])))
+    in_pauses = float(np.median(whole[pauses]))
+    is_surely_noisy = not pauses.all() and whole[~pauses].mean() < _CLEAN_BY_GAPS * in_gaps
+    is_elsewhere = is_surely_noisy and in_pauses < _OTHER_SCENE * in_gaps
+    return in_gaps if is_elsewhere else min(in_gaps, in_pauses)
 
 
 def _under_speech(power: np.ndarray) -> float:
