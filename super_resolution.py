@@ -193,9 +193,9 @@ def lip_region(shape: Sequence[int], face_hide_percentage: float) -> Box:
 class LipSuperResolver:
     """A super-resolution network for the lip region of generated crops.
 
-    What it adds holds no low frequencies: colour and brightness stay the crop's, and do not flicker. A network that
-    invents adds little of what the crop itself can show (of waves of four of its pixels a third, of eight a tenth):
-    where lips and teeth are stays the crop's too.
+    What it adds holds no low frequencies: colour and brightness stay the crop's, and do not flicker. Of what a network
+    that invents adds, most of what the crop itself can show is taken out again (of waves of eight of its pixels 0.08
+    stays, of four 0.28, of two 0.73): where lips and teeth are stays the crop's too.
 
     :param model_name: of MODELS, or a file, which counts as one that invents.
     :param strength: how much of the detail is added, 0 to 1.

@@ -176,7 +176,7 @@ def verdict(sound: Assessment) -> list[str]:
             f"nothing above {sound.bandwidth / 1000:.1f} kHz, as on a telephone: s and f are lost; take a better copy, "
             "no flag brings them back"
         )
-    return said or ["good: nothing here should harm the lips"]
+    return said or ["good: nothing here should do the lips much harm"]
 
 
 class _RawMeter:

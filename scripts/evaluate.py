@@ -1,9 +1,9 @@
 """Measure a lip-synced video: `python scripts/evaluate.py RESULT --source VIDEO --audio AUDIO [--reference VIDEO]`.
 
 Prints a table; `--json` and `--html` write it to files, the HTML with per-frame timelines and the worst frames. What
-pictures alone tell is measured by post_processing.py's `QualityMeter`; the measures live beside what they measure
-(post_processing.py, temporal_consistency.py, face_detection/lip_metrics.py, audio/audio.py), and their docstrings say
-what they mean. Exit status 2 when nothing can be measured.
+pictures alone tell is measured by guided_diffusion/quality.py's `QualityMeter`; the measures live beside what they
+measure (guided_diffusion/quality.py, temporal_consistency.py, face_detection/lip_metrics.py, audio/audio.py), and
+their docstrings say what they mean. Exit status 2 when nothing can be measured.
 """
 
 import argparse

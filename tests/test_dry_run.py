@@ -200,7 +200,7 @@ def plan(**changes: object) -> Plan:
     whole = Plan(
         "v.mp4", "a.wav", "o.mp4", width=640, height=480, source_fps=25, fps=25, n_source=100, n_output=100,
         n_windows=100, sound_seconds=4.2, image_size=96, seen=[Seen(i, 1, FACE) for i in (0, 50)], shot_starts=[],
-        sound=["good: nothing here should harm the lips"], steps=25,
+        sound=["good: nothing here should do the lips much harm"], steps=25,
     )  # fmt: skip
     return replace(whole, **changes)
 

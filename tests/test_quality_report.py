@@ -76,7 +76,7 @@ def found(**changes: object) -> Assessment:
     whole = Assessment(
         slate={"result": "folder/shot.mp4", "picture": "a.mp4"}, fps=25.0, n_frames=n, n_faces=n, faults=[],
         scores={"blur": np.linspace(0, 0.8, n)}, openings=np.abs(np.sin(np.arange(n) / 5)), envelope=np.ones(n),
-        sync="r = 0.5", worst=[], closeups=[], sound={"verdict": ["good: nothing here should harm the lips"]},
+        sync="r = 0.5", worst=[], closeups=[], sound={"verdict": ["good: nothing here should do the lips much harm"]},
         settings={"--crf": "20"}, cost={"sample": 12.3}, seconds=9.0, memory={"rss": 900.0},
         versions={"python": "3.11"},
     )  # fmt: skip
