@@ -134,6 +134,8 @@ def test_openvino_is_pytorch_at_any_batch_size(loaded: Checkpoint, cache: Path) 
         error = (first - expected).pow(2).mean() / expected.pow(2).mean()
         assert error < 1e-8  # 80 dB
         assert torch.equal(theirs.denoise(**inputs), first)
+        alone = theirs.denoise(**{name: tensor[-1:] for name, tensor in inputs.items()})
+        assert torch.equal(alone, first[-1:])  # an image is the same in any batch
 
 
 def test_the_conversion_is_kept(loaded: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
