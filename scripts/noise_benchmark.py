@@ -99,9 +99,13 @@ def groups(recordings: Sequence[str], sentences: int) -> dict[str, np.ndarray]:
 
 @cache
 def held_out(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The first n that are not a greeting alone."""
-    sentences = (sentence(seed, HELD_OUT_VOICES) for seed in count(FIRST_HELD_OUT))
-    return list(islice((one for one in sentences if len(one[0]) > RATE), n))
+    return sentences_from(FIRST_HELD_OUT, HELD_OUT_VOICES, n)
+
+
+def sentences_from(first: int, voices: Sequence[str], n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """n that are not a greeting alone, which may be too short to have a loudness."""
+    made = (sentence(seed, voices) for seed in count(first))
+    return list(islice((one for one in made if len(one[0]) > RATE), n))
 
 
 def noise(kind: str, n: int, seed: int = 0) -> np.ndarray:
@@ -117,7 +121,7 @@ def noise(kind: str, n: int, seed: int = 0) -> np.ndarray:
         made = np.sum([np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 6)) / k for k in range(1, 21)], axis=0)
     elif kind in TALKERS:
         first = FIRST_BABBLE + seed * TALKERS[kind]
-        voices = [at_loudness(sentence(first + number, VOICES)[0]) for number in range(TALKERS[kind])]
+        voices = [at_loudness(sound) for sound, _ in sentences_from(first, VOICES, TALKERS[kind])]
         made = np.sum([np.resize(np.roll(voice, rng.integers(len(voice))), n) for voice in voices], axis=0)
     else:  # music: chords of plucked strings on a beat of 0.25 s
         made = np.zeros(n)

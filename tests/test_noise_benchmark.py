@@ -36,6 +36,29 @@ def test_another_seed_is_another_noise() -> None:
     assert abs(np.corrcoef(noise("white", RATE, 1), noise("white", RATE))[0, 1]) < 0.05
 
 
+def test_babble_is_of_voices_that_say_more_than_a_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 0.39 s has no loudness: all of the noise was NaN, and counted as far off."""
+
+    def sentence(seed: int, _voices: object) -> tuple[np.ndarray, None]:
+        return np.sin((1 + seed % 7) * np.arange(RATE // 3 if seed % 2 else 2 * RATE)).astype(np.float32), None
+
+    monkeypatch.setattr(noise_benchmark, "sentence", sentence)
+    assert np.mean(noise("babble", RATE) ** 2) == pytest.approx(1)
+
+
+def test_speech_that_is_not_found_is_beyond(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = iter([10.0] + 6 * [np.nan, 20.0, 15.0, 10.0, 5.0, 0.0])
+    monkeypatch.setattr(noise_benchmark, "load_speech", lambda _: np.sin(np.arange(RATE)).astype(np.float32))
+    monkeypatch.setattr(noise_benchmark, "spoken_power", lambda _: 0.5)
+    monkeypatch.setattr(noise_benchmark, "noise", lambda _kind, n, _seed: np.ones(n))
+    monkeypatch.setattr(noise_benchmark, "found_snr", lambda _: next(found))
+    with pytest.warns(RuntimeWarning, match="All-NaN"):
+        benchmark_snr(["a.wav"], [0])
+    assert capsys.readouterr().out.count("| 1 of 6 |") == 6
+
+
 def test_errors_of_the_ratio_are_held_against_the_noise_that_was_added(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
