@@ -80,7 +80,7 @@ LIP_BATCH = 16  # generated crops whose landmarks are found together
 WRITE_AHEAD = 4  # results that wait for the encoder
 UNHEARD_SECONDS = 0.2  # of sound may be cut off without a word
 # what stored faces, movements and samples look like; raise it when one of them changes
-STORE_FORMAT = 3
+STORE_FORMAT = 4
 
 
 # ------------------------------------------------------------------------------------------------------------- jobs

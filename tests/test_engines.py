@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from guided_diffusion import engines
 from guided_diffusion.engines import (
     Engine,
     InParts,
+    MeansNorm,
+    PixelConvolution,
     choose_engine,
     example_inputs,
     largest_batch,
@@ -21,6 +25,7 @@ from guided_diffusion.engines import (
 )
 from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import Checkpoint, ModelConfig, load_checkpoint, load_model
+from guided_diffusion.unet import GroupNorm32
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -136,6 +141,35 @@ def test_openvino_is_pytorch_at_any_batch_size(loaded: Checkpoint, cache: Path) 
         assert torch.equal(theirs.denoise(**inputs), first)
         alone = theirs.denoise(**{name: tensor[-1:] for name, tensor in inputs.items()})
         assert torch.equal(alone, first[-1:])  # an image is the same in any batch
+
+
+@torch.inference_mode()
+def test_layers_that_keep_channels_last_are_the_networks_own(loaded: Checkpoint) -> None:
+    model = load_model(loaded, "cpu")
+    inputs = random_inputs(loaded, 2)
+    expected = model.denoise(**inputs)
+    torso = torch.nn.ModuleList(getattr(model, name) for name in engines.TORSO)
+    before = [sum(isinstance(module, kind) for module in torso.modules()) for kind in (GroupNorm32, torch.nn.Linear)]
+    engines._keep_channels_last(torso)
+    error = (model.denoise(**inputs) - expected).pow(2).mean() / expected.pow(2).mean()
+    assert error < 1e-10  # 100 dB
+    after = [sum(isinstance(module, kind) for module in torso.modules()) for kind in (MeansNorm, PixelConvolution)]
+    assert after == before
+    assert min(after) > 0
+
+
+@given(mean=st.floats(-100, 100), spread=st.floats(0.01, 100), seed=st.integers(0, 99))
+@torch.inference_mode()
+def test_means_norm_is_group_norm(mean: float, spread: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    norm = GroupNorm32(64)
+    norm.weight[:], norm.bias[:] = torch.randn(2, 64, generator=generator)
+    x = mean + spread * torch.randn(2, 64, 5, 7, generator=generator)
+    before = x.clone()
+    expected = torch.nn.functional.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    tolerance = 1e-5 + 1e-6 * abs(mean) / spread  # what float32 rounds off x itself, over its spread
+    assert (MeansNorm(norm)(x) - expected).abs().max() < 10 * tolerance
+    assert torch.equal(x, before)
 
 
 def test_the_conversion_is_kept(loaded: Checkpoint, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

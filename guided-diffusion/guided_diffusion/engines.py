@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import unet
 from .errors import InputError
 from .script_util import Checkpoint, ModelConfig, load_model
 from .store import content_key, file_digest, replace_when_complete
-from .unet import TFGModel
+from .unet import GroupNorm32, TFGModel
 
 ENGINES = ("torch", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -192,6 +193,10 @@ class InParts:
 # ---------------------------------------------------------------------------------------------------------- OpenVINO
 
 
+TORSO = ("input_blocks", "middle_block", "output_blocks", "out")
+"""The parts of a `TFGModel` that OpenVINO runs."""
+
+
 class DenoiseModule(nn.Module):
     """`TFGModel.denoise` as a module, for converters: called with the tensors of `example_inputs`, in their order."""
 
@@ -261,7 +266,7 @@ def load_openvino(checkpoint: Checkpoint, digest: str, engine: Engine, cache: Pa
     openvino = import_openvino()
     parts = {
         **engine.key, "checkpoint": digest, "config": dataclasses.asdict(checkpoint.config), "torch": torch.__version__,
-        "network": file_digest(unet.__file__), "images": 1,
+        "network": file_digest(unet.__file__), "conversion": file_digest(__file__), "images": 1,
     }  # fmt: skip
     path = cache / f"openvino-{content_key(parts)}.blob"
     properties = {
@@ -277,8 +282,8 @@ def load_openvino(checkpoint: Checkpoint, digest: str, engine: Engine, cache: Pa
         with replace_when_complete(path) as part:
             part.write_bytes(hashlib.sha256(blob).digest() + blob)
     compiled = core.import_model(blob, "CPU", properties)
-    for torso in ("input_blocks", "middle_block", "output_blocks", "out"):
-        delattr(model, torso)  # its weights would be held twice
+    for name in TORSO:
+        delattr(model, name)  # its weights would be held twice
     return OpenVINODenoiser(model, openvino.AsyncInferQueue(compiled))
 
 
@@ -293,12 +298,55 @@ def _intact(path: Path) -> bytes | None:
 
 
 def _converted(model: TFGModel, config: ModelConfig) -> Any:
-    """An `openvino.Model` for one image."""
+    """An `openvino.Model` for one image. It changes the layers of the model's torso."""
     openvino = import_openvino()
     inputs = example_inputs(model, config)
+    for name in TORSO:
+        _keep_channels_last(getattr(model, name))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, which OpenVINO needs
         # traced here: OpenVINO would trace it several times, to check it
         traced = torch.jit.trace(DenoiseModule(model), tuple(inputs.values()), check_trace=False)
         shapes = [openvino.PartialShape(list(tensor.shape)) for tensor in inputs.values()]
         return openvino.convert_model(traced, example_input=tuple(inputs.values()), input=shapes)
+
+
+class MeansNorm(nn.Module):
+    """`GroupNorm32` by means over rows and columns, [N x C x H x W] -> same shape."""
+
+    def __init__(self, norm: GroupNorm32) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (values[:, None, None] for values in (self.norm.weight, self.norm.bias))
+        x = x - self._mean_of_group(x)
+        return x * (torch.rsqrt(self._mean_of_group(x * x) + self.norm.eps) * weight) + bias
+
+    def _mean_of_group(self, x: Tensor) -> Tensor:
+        n, channels = x.shape[:2]
+        means = x.mean((2, 3)).view(n, self.norm.num_groups, -1)
+        return means.mean(2, keepdim=True).expand_as(means).reshape(n, channels, 1, 1)
+
+
+class PixelConvolution(nn.Module):
+    """A linear layer, [N x in] -> [N x out], as the convolution of one pixel."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.linear.weight[:, :, None, None]
+        return F.conv2d(x[:, :, None, None], weight, self.linear.bias).flatten(1)
+
+
+def _keep_channels_last(part: nn.Module) -> None:
+    """Change those layers for which OpenVINO turns the picture from channels last, which its convolutions need, to
+    planes and back: its GroupNorm, and a sum with what comes from a linear layer (docs/benchmarks.md)."""
+    for module in list(part.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GroupNorm32):
+                setattr(module, name, MeansNorm(child))
+            elif isinstance(child, nn.Linear):
+                setattr(module, name, PixelConvolution(child))
