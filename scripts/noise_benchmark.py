@@ -6,6 +6,8 @@ noise     white, pink, babble, hum and music at 20 to 0 dB on three groups of sp
 codes     how well the audio codes of several networks tell the opening of each held-out sentence in noise
 painted   the same of the mouths that generate.py paints of them, or of --speech, with --video and generate.py's flags
 level     the same speech at -40, -23 and -6 LUFS: how far the mouth opens
+people    how well the opening that the demo's network hears in noisy recordings follows the one that it hears in the
+          clean ones, as there is no truth
 snr       how far from known signal-to-noise ratios is what audio.assess finds
 hour      seconds and peak memory of each part of preprocessing and assessment, for a minute or more of sound
 
@@ -45,7 +47,7 @@ from guided_diffusion.options import Options
 from guided_diffusion.script_util import load_checkpoint, load_model
 from guided_diffusion.video_util import open_video
 
-PARTS = ("noise", "codes", "painted", "level", "snr", "hour")
+PARTS = ("noise", "codes", "painted", "level", "people", "snr", "hour")
 RATE = 16000
 LOUDNESS = -23.0
 METHODS = ("none", "spectral", "deep")
@@ -59,7 +61,14 @@ LANGUAGES = {
     "es": "La vecina compró una mesa blanca en el mercado.",
     "cmn-latn-pinyin": "wo3 de5 peng2you5 ming2tian1 lai2 bei3jing1.",
 }
+SNR_TEXTS = {
+    "cs": ("Dnes ráno jsme šli pěšky přes most na druhý břeh řeky.", "Moje teta pracuje v malé pekárně na náměstí."),
+    "el": ("Το καλοκαίρι πηγαίνουμε πάντα σε ένα μικρό νησί.", "Ο γείτονάς μου αγόρασε χθες ένα αυτοκίνητο."),
+    "ro": ("Bunica mea face în fiecare duminică o plăcintă cu mere.", "Mâine dimineață plecăm la munte cu trenul."),
+    "da": ("Om sommeren cykler vi ofte ud til stranden.", "Min søster har lige fået et nyt job på et bibliotek."),
+}
 SECONDS = 1.5  # of each recording
+PEOPLE_SECONDS = 8.0  # of each, where they are read one by one
 
 
 # ------------------------------------------------------------------------------------------------------------- speech
@@ -187,23 +196,39 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a[:n], b[:n])[0, 1])
 
 
-def truth(sentences: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the held-out group per frame: number of the sentence, opening. The pieces do not end with a frame."""
-    pieces = held_out(sentences)
-    starts = np.cumsum([0] + [len(sound) for sound, _ in pieces])
+def piece_starts(pieces: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of pieces of sound in a row, which do not end with a frame, per frame: number of the piece, samples since its
+    start."""
+    starts = np.cumsum([0] + [len(piece) for piece in pieces])
     samples = np.arange(int(starts[-1] / RATE * FPS)) * RATE // FPS
     numbers = np.searchsorted(starts, samples, side="right") - 1
-    frames = (samples - starts[numbers]) * FPS // RATE
+    return numbers, samples - starts[numbers]
+
+
+def truth(sentences: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the held-out group per frame: number of the sentence, opening."""
+    pieces = held_out(sentences)
+    numbers, samples = piece_starts([sound for sound, _ in pieces])
+    frames = samples * FPS // RATE
     own = [pieces[number][1] for number in numbers]
     return numbers, np.array([one[min(frame, len(one) - 1)] for one, frame in zip(own, frames, strict=True)])
 
 
 def by_sentence(opening: np.ndarray, sentences: int) -> np.ndarray:
-    """r with the truth in each held-out sentence, float64 [sentences]; frames without a face (NaN) are left out."""
-    numbers, true_opening = (column[: len(opening)] for column in truth(sentences))
-    opening = opening[: len(numbers)]
-    kept = [np.flatnonzero((numbers == number) & np.isfinite(opening)) for number in range(sentences)]
-    return np.array([correlation(opening[frames], true_opening[frames]) for frames in kept])
+    """r with the truth in each held-out sentence, float64 [sentences]."""
+    numbers, true_opening = truth(sentences)
+    return by_piece(opening, true_opening, numbers)
+
+
+def by_piece(opening: np.ndarray, reference: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """r of the two in each piece, float64 [pieces]; frames without a face (NaN) are left out.
+
+    :param numbers: the piece of each frame. The three may differ in length by frames at the end.
+    """
+    n = min(map(len, (opening, reference, numbers)))
+    opening, numbers = opening[:n], numbers[:n]
+    kept = [np.flatnonzero((numbers == number) & np.isfinite(opening)) for number in np.unique(numbers)]
+    return np.array([correlation(opening[frames], reference[frames]) for frames in kept])
 
 
 def mean_and_error(values: np.ndarray, sign: str = "-") -> str:
@@ -286,10 +311,31 @@ def benchmark_level(sentences: int) -> None:
               + ", ".join(f"{correlation(opening, true_opening):.3f}" for opening in openings.values()))  # fmt: skip
 
 
-def benchmark_snr(recordings: Sequence[str], seeds: Sequence[int]) -> None:
+def benchmark_people(recordings: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], strength: float) -> None:
+    """Clean, r is 1 by definition; the share is of what noise took from that."""
+    pieces = [at_loudness(load_speech(path)[: int(PEOPLE_SECONDS * RATE)]) for path in recordings]
+    numbers, _ = piece_starts(pieces)
+    clean, read = np.concatenate(pieces), opening_reader()
+    reference = read(clean)
+    print("| noise | dB | method | r with the clean sound's | gained | given back, % |")
+    print("|---" * 6 + "|", flush=True)
+    for condition, noisy in conditions(kinds, snrs):
+        sound = noisy(clean)
+        given = by_piece(read(sound), reference, numbers)
+        for method in METHODS:
+            r = given if method == "none" else by_piece(read(heard(sound, method, strength)), reference, numbers)
+            lost = 1 - given.mean()
+            share = f"{100 * (r - given).mean() / lost:.0f}" if lost > 1e-9 else ""
+            cells = [mean_and_error(r), mean_and_error(r - given, "+"), share]
+            print(f"| {condition} | {method} | {' | '.join(cells)} |", flush=True)
+
+
+def benchmark_snr(recordings: Sequence[str], languages: Sequence[str], seeds: Sequence[int]) -> None:
     """The truth: the clean recording's power while somebody speaks in it over that of the noise that was added."""
     kinds, snrs = ("white", "pink", "hum", "music", "babble", "voices"), (25, 20, 15, 10, 5, 0)
     speeches = {Path(path).stem: load_speech(path) for path in recordings}
+    for language in languages:
+        speeches |= {f"{language} {n}": spoken(text, language)[0] for n, text in enumerate(SNR_TEXTS[language], 1)}
     own = {name: found_snr(speech) for name, speech in speeches.items()}
     print("without noise: " + ", ".join(f"{name} {snr:.0f} dB" for name, snr in own.items()))
     print(f"| noise | {' | '.join(map(str, snrs))} | beyond 3 dB |")
@@ -355,6 +401,9 @@ def main() -> int:
     parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--recordings", nargs="*", default=[], help="sound or video files of people who speak")
     parser.add_argument(
+        "--languages", nargs="*", default=[], choices=SNR_TEXTS, help="two sentences of espeak-ng in each, for snr"
+    )
+    parser.add_argument(
         "--noises", nargs="+", default=["clean", "white", "pink", "babble", "hum", "music"], help="for noise"
     )
     parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
@@ -387,8 +436,10 @@ def main() -> int:
         )  # fmt: skip
     elif arguments.part == "level":
         benchmark_level(arguments.sentences)
+    elif arguments.part == "people":
+        benchmark_people(arguments.recordings, arguments.noises, arguments.snrs, arguments.strength)
     elif arguments.part == "snr":
-        benchmark_snr(arguments.recordings, arguments.seeds)
+        benchmark_snr(arguments.recordings, arguments.languages, arguments.seeds)
     elif arguments.part == "hour":
         benchmark_hour(arguments.methods, arguments.seconds)
     else:

@@ -7,7 +7,19 @@ import noise_benchmark
 import numpy as np
 import pytest
 from make_sample import FPS
-from noise_benchmark import RATE, at_loudness, benchmark_snr, by_sentence, conditions, mixed, network, noise, truth
+from noise_benchmark import (
+    RATE,
+    SNR_TEXTS,
+    at_loudness,
+    benchmark_people,
+    benchmark_snr,
+    by_sentence,
+    conditions,
+    mixed,
+    network,
+    noise,
+    truth,
+)
 from test_loudness import loudness
 
 from audio.hparams import PRESETS, model_options
@@ -55,7 +67,7 @@ def test_speech_that_is_not_found_is_beyond(
     monkeypatch.setattr(noise_benchmark, "noise", lambda _kind, n, _seed: np.ones(n))
     monkeypatch.setattr(noise_benchmark, "found_snr", lambda _: next(found))
     with pytest.warns(RuntimeWarning, match="All-NaN"):
-        benchmark_snr(["a.wav"], [0])
+        benchmark_snr(["a.wav"], [], [0])
     assert capsys.readouterr().out.count("| 1 of 6 |") == 6
 
 
@@ -67,7 +79,7 @@ def test_errors_of_the_ratio_are_held_against_the_noise_that_was_added(
     monkeypatch.setattr(noise_benchmark, "spoken_power", lambda _: 0.5)
     monkeypatch.setattr(noise_benchmark, "noise", lambda _kind, n, _seed: np.ones(n))
     monkeypatch.setattr(noise_benchmark, "found_snr", lambda _: 7.0)
-    benchmark_snr(["a.wav", "b.wav"], [0, 1, 2])
+    benchmark_snr(["a.wav", "b.wav"], [], [0, 1, 2])
     said = capsys.readouterr().out
     assert "a 7 dB, b 7 dB" in said
     assert "| -18.0 to -18.0 | -13.0 to -13.0 | -8.0 to -8.0 | -3.0 to -3.0 | +2.0 to +2.0 | +7.0 to +7.0 |" in said
@@ -95,6 +107,45 @@ def test_each_sentence_is_held_against_its_own_truth(monkeypatch: pytest.MonkeyP
     read[3] = np.nan
     assert by_sentence(read, 2) == pytest.approx([1, -1])
     assert by_sentence(read[:-1], 2) == pytest.approx([1, -1])
+
+
+def test_recordings_are_held_against_what_is_heard_in_them_clean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The opening is the sound's level here: upside down in noise, in every second frame after "spectral", in none
+    after "deep". So about half and all of the loss come back."""
+    rng = np.random.default_rng(0)
+    level = np.repeat(rng.random(2 * FPS), RATE // FPS).astype(np.float32)
+    monkeypatch.setattr(noise_benchmark, "load_speech", lambda _: level)
+    monkeypatch.setattr(noise_benchmark, "opening_reader", lambda: lambda sound: sound[:: RATE // FPS])
+    monkeypatch.setattr(noise_benchmark, "mixed", lambda sound, **_: -sound)
+    sign = np.repeat(np.where(np.arange(4 * FPS) % 2, -1, 1), RATE // FPS).astype(np.float32)
+    monkeypatch.setattr(noise_benchmark, "heard", lambda sound, method, _: sound * (sign if method != "deep" else -1))
+    benchmark_people(["a.wav", "b.wav"], ["white"], [5], 0.5)
+    none, spectral, deep = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:])
+    assert none[3].startswith("-1.000 ±")
+    assert none[5] == "0 |"
+    assert 20 < int(spectral[5].split()[0]) < 80
+    assert deep[3].startswith("1.000 ±")
+    assert deep[5] == "100 |"
+
+
+def test_sentences_of_the_languages_are_recordings_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+
+    def spoken(text: str, voice: str) -> tuple[np.ndarray, None]:
+        said.append((voice, text))
+        return np.ones(RATE, np.float32), None
+
+    monkeypatch.setattr(noise_benchmark, "spoken", spoken)
+    monkeypatch.setattr(noise_benchmark, "spoken_power", lambda _: 1.0)
+    monkeypatch.setattr(noise_benchmark, "noise", lambda _kind, n, _seed: np.ones(n))
+    monkeypatch.setattr(noise_benchmark, "found_snr", lambda _: 7.0)
+    benchmark_snr([], ["cs", "da"], [0])
+    assert said == [(language, text) for language in ("cs", "da") for text in SNR_TEXTS[language]]
+    assert "cs 1 7 dB, cs 2 7 dB, da 1 7 dB, da 2 7 dB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("preset", PRESETS)
