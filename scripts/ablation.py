@@ -35,6 +35,7 @@ GENERATE = ROOT / "generate.py"
 ORACLE = ROOT / "scripts" / "oracle.py"
 EVALUATE = ROOT / "scripts" / "evaluate.py"
 OWN_FLAGS = ("--model_path", "--video_path", "--audio_path", "--out_path", "--save_orig", "--work_dir", "--stats")
+WEIGHTS = ("lpips_weights", "mesh_weights")
 CUT_FPS = 25
 DIGITS = 4  # significant ones of a line's largest value
 MAX_DECIMALS = 6
@@ -105,11 +106,11 @@ class Row:
 class Config:
     """`flags` hold for all runs; a clip's come after them, then a row's: the last of equal flags counts.
 
-    lpips_weights: for scripts/evaluate.py; None leaves it its default.
+    weights: for scripts/evaluate.py, by its option, one of WEIGHTS; what is not there it has its default of.
     """
 
     model_path: Path
-    lpips_weights: Path | None
+    weights: dict[str, Path]
     flags: list[str]
     clips: list[Clip]
     rows: list[Row]
@@ -161,11 +162,10 @@ def read_config(path: Path) -> Config:
     folder = path.resolve().parent
     where = str(path)
     required = {"model_path": TEXT, "flags": FLAGS, "clips": TABLES, "rows": TABLES}
-    check_keys(data, where, required, {"lpips_weights": TEXT})
-    weights = data.get("lpips_weights")
+    check_keys(data, where, required, dict.fromkeys(WEIGHTS, TEXT))
     config = Config(
         find_file(folder, data["model_path"], f"{where}: model_path"),
-        None if weights is None else find_file(folder, weights, f"{where}: lpips_weights"),
+        {name: find_file(folder, data[name], f"{where}: {name}") for name in WEIGHTS if name in data},
         data["flags"],
         [_read_clip(table, folder, f"{where}: clip {number}") for number, table in enumerate(data["clips"], 1)],
         [_read_row(table, f"{where}: row {number}") for number, table in enumerate(data["rows"], 1)],
@@ -267,7 +267,7 @@ def run_all(config: Config, out: Path) -> list[Run]:
     """
     inputs = [cut(clip, out / "cuts") for clip in config.clips]
     config_path = config.model_path.with_suffix(".json")
-    files = [config.model_path, config_path, *([config.lpips_weights] if config.lpips_weights else [])]
+    files = [config.model_path, config_path, *config.weights.values()]
     model_digests = [file_digest(str(path)) for path in files if path.is_file()]
     runs: list[Run] = []
     for clip, (video, audio) in zip(config.clips, inputs, strict=True):
@@ -282,7 +282,7 @@ def run_all(config: Config, out: Path) -> list[Run]:
             ]  # fmt: skip
             evaluate = ["--source", str(video), "--audio", str(audio)]
             evaluate += ["--reference", str(video)] if clip.reference else []
-            evaluate += ["--lpips_weights", str(config.lpips_weights)] if config.lpips_weights else []
+            evaluate += [text for name, path in config.weights.items() for text in (f"--{name}", str(path))]
             before = None if first is None or first.error else Path(first.result)
             runs.append(run_one(clip, row, out / "runs" / key, generate, evaluate, before))
             first = first or runs[-1]

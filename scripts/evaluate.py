@@ -25,7 +25,7 @@ import _path  # noqa: F401
 from audio.audio import load_speech, rms_envelope
 from audio.hparams import DEFAULT as HPARAMS
 from face_detection.api import DETECTORS, FaceAlignment
-from face_detection.lip_metrics import compare_openings, mouth_opening, steady_landmarks, sync_correlation
+from face_detection.lip_metrics import compare_openings, sync_correlation
 from face_detection.tracks import FaceTrack, build_track
 from face_detection.video_faces import find_faces
 from guided_diffusion.errors import InputError
@@ -43,6 +43,7 @@ from guided_diffusion.store import file_digest, replace_when_complete
 from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import inside_frame
 from guided_diffusion.video_util import VideoSource, count_frames, open_video
+from openings import MESH_WEIGHTS, ReadOpening, opening_reader
 from perceptual import FETCH, WEIGHTS, Distance, load_lpips, ms_ssim
 
 N_WORST = 3
@@ -164,24 +165,29 @@ def measure_truth(path: str | None, evaluation: Evaluation) -> None:
     evaluation.add("truth_r", r, "the mouth or the truth does not move")
 
 
-def measure_movement(clips: Clips, find_landmarks: FindLandmarks, evaluation: Evaluation) -> None:
-    """Mouth opening against that of another result of the same speech."""
+def measure_movement(
+    clips: Clips, find_landmarks: FindLandmarks, weights: str | None, evaluation: Evaluation
+) -> None:
+    """Mouth opening against that of another result of the same speech.
+
+    :param weights: see `opening_reader`.
+    :raises InputError: see `opening_reader`.
+    """
+    read, reader = opening_reader(weights, find_landmarks)
     names = ("opening_r", "opening_std")
     if clips.before is None:
         evaluation.not_measured |= dict.fromkeys(names, "needs --before")
         return
     alone = replace(clips, reference=None)
     pair = (alone, replace(alone, result=clips.before))
-    opening, before = (np.array([_opening(item, find_landmarks) for item, _ in each.items()]) for each in pair)
+    opening, before = (np.array([_opening(item, read) for item, _ in each.items()]) for each in pair)
+    evaluation.notes.append(f"opening_r, opening_std: read by {reader}")
     for name, value in zip(names, compare_openings(opening, before), strict=True):
         evaluation.add(name, value, "the mouth hardly moves: what is left is the landmarks' noise")
 
 
-def _opening(item: Item, find_landmarks: FindLandmarks) -> float:
-    if item.face is None or item.picture is None:
-        return np.nan
-    landmarks = steady_landmarks(find_landmarks, item.picture, item.face.box)
-    return np.nan if landmarks is None else mouth_opening(landmarks)
+def _opening(item: Item, read: ReadOpening) -> float:
+    return np.nan if item.face is None or item.picture is None else read(item.picture, item.face.box)
 
 
 def measure_perception(
@@ -386,6 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--truth", help="JSON with the true mouth opening of the speech (scripts/make_sample.py)")
     parser.add_argument("--face_detector", default="dlib", choices=DETECTORS)
     parser.add_argument("--lpips_weights", help=f"AlexNet's features, for LPIPS; default checkpoints/{WEIGHTS.name}")
+    parser.add_argument("--mesh_weights", help=f"the face mesh, for opening_*; default checkpoints/{MESH_WEIGHTS.name}")
     parser.add_argument("--syncnet_weights", help="folder of SyncNet's weights, for LSE-C and LSE-D")
     parser.add_argument("--stats", help="what generate.py --stats wrote, for the cost and --face_hide_percentage")
     parser.add_argument(
@@ -410,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluation.not_measured |= dict.fromkeys(REFERENCE_METRICS, "needs --reference")
         measure_sync(clips, arguments.audio, evaluation)
         measure_truth(arguments.truth, evaluation)
-        measure_movement(clips, detector.get_landmarks_from_image, evaluation)
+        measure_movement(clips, detector.get_landmarks_from_image, arguments.mesh_weights, evaluation)
         measure_perception(clips, detector.get_landmarks_from_image, arguments.lpips_weights, evaluation)
         measure_lse(arguments.result, arguments.syncnet_weights, evaluation)
         _write(arguments.json, lambda: json.dumps(evaluation.as_json(), indent=2))

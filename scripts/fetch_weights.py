@@ -1,8 +1,8 @@
 """Download networks ahead: `python scripts/fetch_weights.py NAME...`; each is checked by its SHA-256.
 
-`lpips` is the AlexNet that scripts/evaluate.py measures LPIPS with, the others are for super-resolution. They go into
-checkpoints/, those also into PyTorch's cache where that may not be written to. The same command continues an
-interrupted download.
+`lpips` is the AlexNet that scripts/evaluate.py measures LPIPS with, `mesh` the face mesh that it reads openings with;
+the others are for super-resolution. They go into checkpoints/, those also into PyTorch's cache where that may not be
+written to. The same command continues an interrupted download.
 """
 
 import argparse
@@ -11,18 +11,21 @@ from collections.abc import Sequence
 
 import _path  # noqa: F401
 from guided_diffusion.errors import InputError
+from openings import fetch_mesh
 from perceptual import fetch_features
 from super_resolution import MODELS, find_weights
+
+FETCH = {"lpips": fetch_features, "mesh": fetch_mesh}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = (*MODELS, "lpips")
+    names = (*MODELS, *FETCH)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}")
     arguments = parser.parse_args(argv)
     try:
         for name in arguments.names:
-            print(fetch_features() if name == "lpips" else find_weights(name))
+            print(FETCH[name]() if name in FETCH else find_weights(name))
     except InputError as error:
         print(f"fetch_weights.py: error: {error}", file=sys.stderr)
         return 2

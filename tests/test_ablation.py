@@ -208,12 +208,13 @@ def test_oracle_stands_in_for_the_network(folder: Folder) -> None:
     assert folder.calls("oracle")[-1][:4] == ["--oracle_size", "128", "--oracle_flicker", "3"]
 
 
-def test_lpips_weights_are_handed_on(folder: Folder) -> None:
-    (folder.path / "alexnet.pth").write_text("weights")
-    config = 'lpips_weights = "alexnet.pth"\n' + TOP + CLIP + BASE
+@pytest.mark.parametrize("option", ["lpips_weights", "mesh_weights"])
+def test_weights_are_handed_on(option: str, folder: Folder) -> None:
+    (folder.path / "network").write_text("weights")
+    config = f'{option} = "network"\n' + TOP + CLIP + BASE
     assert folder.run(config) == 0
-    assert pairs(folder.calls("evaluate")[0][1:])["--lpips_weights"] == str(folder.path / "alexnet.pth")
-    (folder.path / "alexnet.pth").write_text("others")
+    assert pairs(folder.calls("evaluate")[0][1:])[f"--{option}"] == str(folder.path / "network")
+    (folder.path / "network").write_text("others")
     assert folder.run(config) == 0
     assert folder.n_calls() == (2, 2)
 
@@ -354,6 +355,7 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced("reference = true", 'sampler = "orakel"'), "clip 2: sampler = 'orakel'; give network or oracle"),
         (replaced("reference = true", "oracle_flicker = -1"), "clip 2: oracle_flicker = -1; give a whole number"),
         (lambda config: 'lpips_weights = "no.pth"\n' + config, "lpips_weights 'no.pth': no such file"),
+        (lambda config: 'mesh_weights = "no.tflite"\n' + config, "mesh_weights 'no.tflite': no such file"),
         (replaced('name = "baseline"\n', ""), "row 1: name is missing"),
         (lambda config: config + '[[rows]]\nname = "x"\nflags = ["--out_path=a.mp4"]', "is set by ablation.py itself"),
     ],
@@ -394,6 +396,6 @@ def test_super_resolution_config_is_valid() -> None:
     if not (ablation.ROOT.parent / "shared").is_dir():
         pytest.skip("needs ../shared")
     config = ablation.read_config(ablation.ROOT / "docs" / "super_resolution.toml")
-    assert config.lpips_weights is not None
+    assert config.weights.keys() == {"lpips_weights"}
     sizes = [clip.oracle[1] if clip.oracle else "network" for clip in config.clips]
     assert sizes == ["128"] * 4 + ["64"] * 4 + ["network"] * 4

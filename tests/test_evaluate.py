@@ -12,6 +12,7 @@ import soundfile
 from conftest import write_video
 from skimage import data
 
+import openings
 from face_detection.api import FaceAlignment
 from face_detection.lip_metrics import mouth_opening
 from face_detection.tracks import build_track
@@ -65,8 +66,9 @@ def values_of(result: str, clip: dict[str, str], folder: Path, *more: str) -> di
 
 
 @pytest.fixture(autouse=True)
-def no_alexnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "WEIGHTS", tmp_path / "alexnet_features.pth")
+    monkeypatch.setattr(openings, "MESH_WEIGHTS", tmp_path / "face_landmark.tflite")
 
 
 def test_a_video_against_itself_is_ideal(
@@ -220,9 +222,10 @@ def test_a_mouth_is_compared_with_the_one_before(
         return points
 
     monkeypatch.setattr(FaceAlignment, "get_landmarks_from_image", lambda _, *given: opened(*given))
-    metrics = values_of(paths[0], clip, tmp_path, "--before", paths[1])["metrics"]
-    assert metrics["opening_r"] == pytest.approx(-1, abs=0.01)
-    assert metrics["opening_std"] == pytest.approx(0.5, abs=0.02)
+    said = values_of(paths[0], clip, tmp_path, "--before", paths[1])
+    assert said["metrics"]["opening_r"] == pytest.approx(-1, abs=0.01)
+    assert said["metrics"]["opening_std"] == pytest.approx(0.5, abs=0.02)
+    assert any(note.startswith("opening_r, opening_std: read by the landmarks alone") for note in said["notes"])
 
 
 def test_cost_comes_from_stats(clip: dict[str, str], tmp_path: Path) -> None:
@@ -274,6 +277,7 @@ def test_bad_input_is_one_line_and_status_2(
         ([few, "--source", few, "--face_hide_percentage", "1.5"], "--face_hide_percentage 1.5"),
         ([few, "--source", few, "--truth", str(text)], "--truth"),
         ([few, "--source", few, "--lpips_weights", "no.pth"], "make it by python scripts/fetch"),
+        ([few, "--source", few, "--mesh_weights", "no.tflite"], "make it by python scripts/fetch"),
         ([few, "--source", few, "--syncnet_weights", str(tmp_path)], "syncnet_v2.model"),
     ):
         assert evaluate.main([*arguments, "--audio", clip["audio"]]) == 2

@@ -718,7 +718,7 @@ def test_lip_mask_on_a_real_face(speech: Path, checkpoint: Path, tmp_path: Path)
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         changes.append((changed.sum(), rows.min(), rows.max(), columns.min(), columns.max()))
     (whole, top, bottom, left, right), *of_lips = changes
-    assert 120 < top < bottom < 190
+    assert 115 < top < bottom < 190
     for size, its_top, its_bottom, its_left, its_right in of_lips:
         assert size < 0.7 * whole
         assert top <= its_top < its_bottom < bottom

@@ -58,9 +58,9 @@ def test_gradient_mask_without_a_kernel_is_the_hard_one(height: int, width: int,
     assert torch.equal(create_gradient_mask(2, height, width, hidden, 0), lower_half_mask(2, height, width, hidden))
 
 
-@pytest.mark.parametrize(("kernel", "size"), [(5, 5), (9, 9), (10, 11), (15, 15), (14, 15), (25, 25), (63, 41)])
+@pytest.mark.parametrize(("kernel", "size"), [(5, 5), (9, 9), (10, 11), (15, 15), (14, 15), (22, 23)])
 def test_gradient_mask_is_the_inset_hard_mask_blurred(kernel: int, size: int) -> None:
-    """Even kernels count as the next odd one; 63 is more than a third of the 128 generated rows, of which 41 is."""
+    """Even kernels count as the next odd one."""
     inset = np.zeros((256, 384))
     half = size // 2
     inset[128 + half : 256 - half, half : 384 - half] = 1
@@ -72,6 +72,25 @@ def test_gradient_mask_is_the_inset_hard_mask_blurred(kernel: int, size: int) ->
     assert (np.diff(mask[:, 192])[:200] >= 0).all()
     assert mask[128 + size - 1, 192] == pytest.approx(1)
     assert mask[128, 192] < 0.1
+
+
+@pytest.mark.parametrize("height", [64, 256])
+def test_gradient_mask_is_whole_where_lips_are(height: int) -> None:
+    """They lie within 0.59 to 0.86 of the height and 0.20 to 0.78 of the width; what is left for the ramps is used."""
+    mask = create_gradient_mask(1, height, height, 0.5, height)[0, 0].numpy()
+    assert (mask[round(0.59 * height) : round(0.86 * height), round(0.2 * height) : round(0.78 * height)] == 1).all()
+    middle = height // 2
+    assert mask[round(0.54 * height), middle] < 0.95
+    assert mask[round(0.91 * height), middle] < 1
+    assert mask[3 * height // 4, round(0.1 * height)] < 0.95
+
+
+@pytest.mark.parametrize("hidden", [0.42, 0.3])
+def test_gradient_mask_that_begins_near_the_lips_or_within_has_a_short_ramp(hidden: float) -> None:
+    mask = create_gradient_mask(1, 200, 200, hidden, 63)[0, 0, :, 100].numpy()
+    start = int(200 * (1 - hidden))
+    assert 0 < mask[start] < mask[start + 3] < mask[start + 6] < 1
+    assert mask[start + 12] == 1
 
 
 def test_gradient_mask_takes_a_kernel_for_rows_and_one_for_columns() -> None:

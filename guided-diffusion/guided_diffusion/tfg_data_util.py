@@ -10,6 +10,10 @@ from torch import Tensor
 from .dist_util import to_device
 from .streams import Box, Face
 
+LIPS = (0.59, 0.86, 0.20)
+"""Where lips begin and end in a crop, of its height, and how near its sides they come, of its width: in four clips."""
+LEAST_RAMP = 16  # of the height this part, where the generated part begins near lips or within
+
 
 def lower_half_mask(B: int, H: int, W: int, face_hide_percentage: float) -> Tensor:
     """The binary mask that the network was trained with, float32 [B x 1 x H x W].
@@ -30,32 +34,39 @@ def create_gradient_mask(
     inside: below the mask's upper edge and within the crop's border, one kernel wide. Above that edge, where the known
     pixels are of the network's resolution only, nothing is shown; and as the ramps start from 0, neither the step that
     the network leaves at its mask's edge nor the crop's border shows.
-    Each ramp takes at most a third of the generated part, whatever the kernel, so that its middle third is 1. With a
-    face_hide_percentage of 0.5 the upper ramp then reaches its half at 0.58 of the height at the latest, and its end at
-    0.67. Lips begin at 0.63 to 0.68 (medians of four clips of speech; 0.58 to 0.75 in single frames): the old mouth
-    does not shine through.
+    Each ramp takes at most a third of the generated part, whatever the kernel, so that its middle third is 1, and ends
+    where LIPS begin, or after LEAST_RAMP: the old mouth does not shine through.
 
     :param blur_kernel_size: in pixels of this mask, or one for the rows and one for the columns. An even one counts as
         the next odd one; 0 blurs nothing and gives `lower_half_mask`.
     """
     rows_kernel, columns_kernel = np.broadcast_to(blur_kernel_size, 2)
-    rows = _ramps(H, int(H * (1 - face_hide_percentage)), rows_kernel)
-    columns = _ramps(W, 0, columns_kernel)
+    start = int(H * (1 - face_hide_percentage))
+    top, bottom, side = LIPS
+    above = max(int(H * top) - start, H // LEAST_RAMP)
+    rows = _ramps(H, start, rows_kernel, above, int(H * (1 - bottom)))
+    columns = _ramps(W, 0, columns_kernel, int(W * side), int(W * side))
     return torch.outer(rows, columns).expand(B, 1, H, W)
 
 
-def _ramps(length: int, start: int, kernel_size: int) -> Tensor:
+def _ramps(length: int, start: int, kernel_size: int, longest_up: int, longest_down: int) -> Tensor:
     """Float32 [length]: 0 before `start`, then up to 1, and down again at the end, along a blurred step.
 
     A step that is inset by half the kernel and blurred is the kernel's running sum.
     """
     shown = np.ones(length - start)
-    largest = max(1, (len(shown) // 3 - 1) // 2 * 2 + 1)
-    size = min(int(kernel_size) // 2 * 2 + 1, largest)
-    ramp = cv2.getGaussianKernel(size, 0).cumsum()
-    shown[:size] = ramp
-    shown[len(shown) - size :] = ramp[::-1]
+    up, down = (
+        cv2.getGaussianKernel(_odd(min(int(kernel_size) + 1, len(shown) // 3, longest)), 0).cumsum()
+        for longest in (longest_up, longest_down)
+    )
+    shown[: len(up)] = up
+    shown[len(shown) - len(down) :] = down[::-1]
     return torch.from_numpy(np.concatenate([np.zeros(start), shown.clip(0, 1)])).float()
+
+
+def _odd(size: int) -> int:
+    """The largest odd number up to `size`, at least 1."""
+    return max(1, (size - 1) // 2 * 2 + 1)
 
 
 def sampling_noise(B: int, size: int, sampling_seed: int | None) -> Tensor:
