@@ -320,8 +320,10 @@ class MeansNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (values[:, None, None] for values in (self.norm.weight, self.norm.bias))
-        x = x - self._mean_of_group(x)
-        return x * (torch.rsqrt(self._mean_of_group(x * x) + self.norm.eps) * weight) + bias
+        mean = self._mean_of_group(x)
+        centred = x - mean
+        scale = torch.rsqrt(self._mean_of_group(centred * centred) + self.norm.eps) * weight
+        return x * scale + (bias - mean * scale)  # in bfloat16 nearer than a picture that is centred first
 
     def _mean_of_group(self, x: Tensor) -> Tensor:
         n, channels = x.shape[:2]
