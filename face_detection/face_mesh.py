@@ -18,6 +18,7 @@ from .lip_metrics import BOXES
 SIDE = 192  # px, of the pictures that the network takes
 MARGIN = 1.5  # of a face's longer side: the square that MediaPipe shows the network
 
+_POINTS = "conv2d_20"  # the network's layer that gives them
 # MediaPipe's canonical face model: the inner lips' five middle points, the eyes' corners
 _UPPER_LIP = [81, 82, 13, 312, 311]
 _LOWER_LIP = [178, 87, 14, 317, 402]
@@ -46,8 +47,6 @@ class FaceMesh:
     def mouth_opening(self, image: np.ndarray, box: Box) -> float:
         """As `lip_metrics.mouth_opening`, from the mean of the points that are found from BOXES.
 
-        A closed mouth has 0.02 to 0.06 (docs/benchmarks.md, "How a mouth's opening is read").
-
         :param image: RGB uint8 [H, W, 3]; `box`: of a face in it, as detected.
         """
         square = self._find(image, box)
@@ -69,7 +68,7 @@ class FaceMesh:
             borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
         self._network.setInput(cv2.dnn.blobFromImage(crop, 1 / 255))
-        points = self._network.forward().reshape(-1, 3)[:, :2].astype(np.float64)
+        points = self._network.forward(_POINTS).reshape(-1, 3)[:, :2].astype(np.float64)
         return np.asarray(points @ to_image[:, :2].T + to_image[:, 2])
 
 

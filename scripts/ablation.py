@@ -30,6 +30,7 @@ from guided_diffusion.audio_util import read_audio
 from guided_diffusion.errors import InputError
 from guided_diffusion.store import content_key, file_digest, replace_when_complete
 from guided_diffusion.video_util import VideoWriter, count_frames, open_video
+from openings import MESH_WEIGHTS
 
 GENERATE = ROOT / "generate.py"
 ORACLE = ROOT / "scripts" / "oracle.py"
@@ -40,6 +41,7 @@ CUT_FPS = 25
 DIGITS = 4  # significant ones of a line's largest value
 MAX_DECIMALS = 6
 NO_VALUE = "–"
+MOST_NAMED = 3  # runs that one remark is about
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,6 +272,7 @@ def run_all(config: Config, out: Path) -> list[Run]:
     files = [config.model_path, config_path, *config.weights.values()]
     model_digests = [file_digest(str(path)) for path in files if path.is_file()]
     runs: list[Run] = []
+    reads_mesh = "mesh_weights" in config.weights or MESH_WEIGHTS.is_file()
     for clip, (video, audio) in zip(config.clips, inputs, strict=True):
         digests = [*model_digests, file_digest(str(video)), file_digest(str(audio))]
         first: Run | None = None
@@ -284,7 +287,7 @@ def run_all(config: Config, out: Path) -> list[Run]:
             evaluate += ["--reference", str(video)] if clip.reference else []
             evaluate += [text for name, path in config.weights.items() for text in (f"--{name}", str(path))]
             before = None if first is None or first.error else Path(first.result)
-            runs.append(run_one(clip, row, out / "runs" / key, generate, evaluate, before))
+            runs.append(run_one(clip, row, out / "runs" / key, generate, evaluate, before, reads_mesh))
             first = first or runs[-1]
             outcome = f"failed: {runs[-1].error}" if runs[-1].error else runs[-1].result
             print(f"{len(runs)}/{len(config.clips) * len(config.rows)} {clip.name}, {row.name}: {outcome}", flush=True)
@@ -292,14 +295,16 @@ def run_all(config: Config, out: Path) -> list[Run]:
 
 
 def run_one(
-    clip: Clip, row: Row, folder: Path, generate: Sequence[str], evaluate: Sequence[str], before: Path | None
+    clip: Clip, row: Row, folder: Path, generate: Sequence[str], evaluate: Sequence[str], before: Path | None,
+    reads_mesh: bool,
 ) -> Run:
     """Make what is not in `folder` yet: the result and its stats by generate.py, then the metrics by evaluate.py.
 
     :param before: the first row's result, which the mouth's movement is compared with.
+    :param reads_mesh: evaluate.py reads openings by the face mesh too: one table does not mix readers.
     """
     result, stats = folder / "result.mp4", folder / "stats.json"
-    metrics = folder / (f"metrics-{before.parent.name}.json" if before else "metrics.json")
+    metrics = folder / (f"metrics-{before.parent.name}{'-mesh' * reads_mesh}.json" if before else "metrics.json")
     content: dict[str, Any] = {"metrics": {}, "cost": {}, "not_measured": {}, "notes": []}
     error = None
     try:
@@ -429,7 +434,7 @@ def to_markdown(table: Mapping[str, Any]) -> str:
         parts += _markdown_table(["metric", "clip", *rows], values)
         remarks = [f"failed: {clip}, {row}: {error}" for (clip, row), error in failed.items()]
         remarks += _not_measured(runs)
-        remarks += dict.fromkeys(f"{run['clip']}, {run['row']}: {note}" for run in runs for note in run["notes"])
+        remarks += _notes(runs)
         parts += ["", *(f"- {_plain(remark)}" for remark in remarks)] if remarks else []
     return "\n".join(parts) + "\n"
 
@@ -440,6 +445,18 @@ def _not_measured(runs: Iterable[Mapping[str, Any]]) -> list[str]:
         for metric, reason in run["not_measured"].items():
             metrics.setdefault(reason, {})[metric] = None
     return [f"not measured: {', '.join(names)}: {reason}" for reason, names in metrics.items()]
+
+
+def _notes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What evaluate.py remarks, each once, with the runs that it is about or, of many, their number."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for note in run["notes"]:
+            about.setdefault(note, []).append(f"{run['clip']}, {run['row']}")
+    return [
+        f"{'; '.join(names) if len(names) <= MOST_NAMED else f'{len(names)} of {len(runs)} runs'}: {note}"
+        for note, names in about.items()
+    ]
 
 
 def _mean_cell(cell: Mapping[str, Any], with_change: bool, n_clips: int, decimals: int) -> str:

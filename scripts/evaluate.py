@@ -43,7 +43,7 @@ from guided_diffusion.store import file_digest, replace_when_complete
 from guided_diffusion.streams import Item
 from guided_diffusion.tfg_data_util import inside_frame
 from guided_diffusion.video_util import VideoSource, count_frames, open_video
-from openings import MESH_WEIGHTS, ReadOpening, opening_reader
+from openings import MESH_WEIGHTS, ReadOpening, mouth_reader
 from perceptual import FETCH, WEIGHTS, Distance, load_lpips, ms_ssim
 
 N_WORST = 3
@@ -165,23 +165,20 @@ def measure_truth(path: str | None, evaluation: Evaluation) -> None:
     evaluation.add("truth_r", r, "the mouth or the truth does not move")
 
 
-def measure_movement(
-    clips: Clips, find_landmarks: FindLandmarks, weights: str | None, evaluation: Evaluation
-) -> None:
+def measure_movement(clips: Clips, reader: tuple[ReadOpening, str] | None, evaluation: Evaluation) -> None:
     """Mouth opening against that of another result of the same speech.
 
-    :param weights: see `opening_reader`.
-    :raises InputError: see `opening_reader`.
+    :param reader: of `mouth_reader`.
     """
-    read, reader = opening_reader(weights, find_landmarks)
     names = ("opening_r", "opening_std")
-    if clips.before is None:
+    if clips.before is None or reader is None:
         evaluation.not_measured |= dict.fromkeys(names, "needs --before")
         return
+    read, by = reader
     alone = replace(clips, reference=None)
     pair = (alone, replace(alone, result=clips.before))
     opening, before = (np.array([_opening(item, read) for item, _ in each.items()]) for each in pair)
-    evaluation.notes.append(f"opening_r, opening_std: read by {reader}")
+    evaluation.notes.append(f"opening_r, opening_std: read by {by}")
     for name, value in zip(names, compare_openings(opening, before), strict=True):
         evaluation.add(name, value, "the mouth hardly moves: what is left is the landmarks' noise")
 
@@ -409,6 +406,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 < hidden <= 1:
             raise InputError(f"--face_hide_percentage {hidden}: give a share above 0, up to 1")
         detector = FaceAlignment(arguments.face_detector)
+        asked = arguments.before or arguments.mesh_weights
+        reader = mouth_reader(arguments.mesh_weights, detector.get_landmarks_from_image) if asked else None
         notes: list[str] = []
         clips = open_clips(arguments.result, arguments.source, arguments.reference, arguments.before, detector, notes)
         evaluation = Evaluation(**vars(evaluate(clips, detector, hidden)), cost=cost)
@@ -417,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             evaluation.not_measured |= dict.fromkeys(REFERENCE_METRICS, "needs --reference")
         measure_sync(clips, arguments.audio, evaluation)
         measure_truth(arguments.truth, evaluation)
-        measure_movement(clips, detector.get_landmarks_from_image, arguments.mesh_weights, evaluation)
+        measure_movement(clips, reader, evaluation)
         measure_perception(clips, detector.get_landmarks_from_image, arguments.lpips_weights, evaluation)
         measure_lse(arguments.result, arguments.syncnet_weights, evaluation)
         _write(arguments.json, lambda: json.dumps(evaluation.as_json(), indent=2))

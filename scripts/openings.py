@@ -28,7 +28,7 @@ ReadOpening = Callable[[np.ndarray, Box], float]
 """An image RGB uint8 [H, W, 3] and a face's box in it -> its mouth's opening, over the distance of the eyes, or NaN."""
 
 
-def opening_reader(weights: str | None, find_landmarks: FindLandmarks) -> tuple[ReadOpening, str]:
+def mouth_reader(weights: str | None, find_landmarks: FindLandmarks) -> tuple[ReadOpening, str]:
     """A reader, and what it goes by, for reports.
 
     With the face mesh it is the mean of both, which says most of a mouth and least of how sharp the picture is
@@ -47,9 +47,17 @@ def opening_reader(weights: str | None, find_landmarks: FindLandmarks) -> tuple[
         if weights is not None:
             raise InputError(f"--mesh_weights {weights}: no such file; make it by {FETCH_MESH}")
         return by_landmarks, f"the landmarks alone; for the face mesh too, {FETCH_MESH}"
-    check_digest(path, MESH_SHA256)
+    try:
+        check_digest(path, MESH_SHA256)
+    except InputError as error:
+        raise InputError(f"{error}; make it by {FETCH_MESH}") from None
     mesh = FaceMesh(path)
-    return lambda image, box: (by_landmarks(image, box) + mesh.mouth_opening(image, box)) / 2, "landmarks and face mesh"
+
+    def by_both(image: np.ndarray, box: Box) -> float:
+        opening = by_landmarks(image, box)
+        return opening if np.isnan(opening) else (opening + mesh.mouth_opening(image, box)) / 2
+
+    return by_both, "landmarks and face mesh"
 
 
 def fetch_mesh() -> Path:

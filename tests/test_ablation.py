@@ -81,6 +81,7 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     folder = Folder(tmp_path)
+    monkeypatch.setattr(ablation, "MESH_WEIGHTS", tmp_path / "not downloaded")
     monkeypatch.setattr(ablation, "GENERATE", tmp_path / "generate.py")
     monkeypatch.setattr(ablation, "ORACLE", tmp_path / "oracle.py")
     monkeypatch.setattr(ablation, "EVALUATE", tmp_path / "evaluate.py")
@@ -208,6 +209,13 @@ def test_oracle_stands_in_for_the_network(folder: Folder) -> None:
     assert folder.calls("oracle")[-1][:4] == ["--oracle_size", "128", "--oracle_flicker", "3"]
 
 
+def test_one_table_has_one_reader_of_openings(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert folder.run(TOP + CLIP + BASE + LESS) == 0
+    monkeypatch.setattr(ablation, "MESH_WEIGHTS", folder.path / "net.pt")
+    assert folder.run(TOP + CLIP + BASE + LESS) == 0
+    assert folder.n_calls() == (2, 3)
+
+
 @pytest.mark.parametrize("option", ["lpips_weights", "mesh_weights"])
 def test_weights_are_handed_on(option: str, folder: Folder) -> None:
     (folder.path / "network").write_text("weights")
@@ -304,7 +312,12 @@ def test_markdown(folder: Folder) -> None:
     assert "| psnr | one | 30.50 | 31.50 |" in lines
     assert "| psnr | two | 31.50 | – |" in lines
     assert lines.count("- not measured: lpips, lse: no weights") == 2
-    assert "- one, baseline: a note" in lines
+    assert "- one, baseline; one, less: a note" in lines
+
+
+def test_a_remark_about_many_runs_says_how_many(folder: Folder) -> None:
+    folder.run(TOP + CLIP + OTHER + BASE + LESS)
+    assert "- 4 of 4 runs: a note" in folder.markdown().splitlines()
 
 
 @pytest.mark.parametrize(

