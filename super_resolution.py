@@ -175,7 +175,7 @@ def merge_branches(model: nn.Module) -> None:
 LIP_REGION = (0.56, 0.93, 0.13, 0.87)
 """(top, bottom, left, right) of the part that is enhanced, as shares of the crop's height and width.
 
-The lips of four clips of speech lie within 0.59 to 0.86 and 0.20 to 0.78. A fixed part cannot jump with landmarks.
+Lips lie within `tfg_data_util.LIPS`. A fixed part cannot jump with landmarks.
 """
 FADE = 0.15  # of the region's shorter side, over which the detail fades in from each of its sides
 LOW_PASS = 3.0  # px of the crop: sigma of what a faithful network may not change

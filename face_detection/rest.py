@@ -31,7 +31,8 @@ PURSED = 0.2
 closed when they are pursed for a p too, which does not look like rest."""
 
 FADE = 8
-"""The picture at rest fades in over the edges of the generated part in this fraction of the crop's height."""
+"""The picture at rest fades in over the edges of the generated part, in at most this fraction of the crop's height
+(`create_gradient_mask`)."""
 
 
 class RestPictures:

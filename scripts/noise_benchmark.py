@@ -221,7 +221,7 @@ def by_sentence(opening: np.ndarray, sentences: int) -> np.ndarray:
 
 
 def by_piece(opening: np.ndarray, reference: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """r of the two in each piece, float64 [pieces]; frames without a face (NaN) are left out.
+    """r of the two in each piece that they reach, float64 [pieces]; frames without a face (NaN) are left out.
 
     :param numbers: the piece of each frame. The three may differ in length by frames at the end.
     """
@@ -437,6 +437,8 @@ def main() -> int:
     elif arguments.part == "level":
         benchmark_level(arguments.sentences)
     elif arguments.part == "people":
+        if not arguments.recordings:
+            parser.error("people: give --recordings")
         benchmark_people(arguments.recordings, arguments.noises, arguments.snrs, arguments.strength)
     elif arguments.part == "snr":
         benchmark_snr(arguments.recordings, arguments.languages, arguments.seeds)

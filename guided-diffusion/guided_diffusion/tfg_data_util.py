@@ -34,8 +34,9 @@ def create_gradient_mask(
     inside: below the mask's upper edge and within the crop's border, one kernel wide. Above that edge, where the known
     pixels are of the network's resolution only, nothing is shown; and as the ramps start from 0, neither the step that
     the network leaves at its mask's edge nor the crop's border shows.
-    Each ramp takes at most a third of the generated part, whatever the kernel, so that its middle third is 1, and ends
-    where LIPS begin, or after LEAST_RAMP: the old mouth does not shine through.
+    Each ramp is shorter than its kernel where it must be: it takes at most a third of the generated part, so that the
+    middle third is 1, and what is left beside LIPS (above them LEAST_RAMP at least): the old mouth does not shine
+    through.
 
     :param blur_kernel_size: in pixels of this mask, or one for the rows and one for the columns. An even one counts as
         the next odd one; 0 blurs nothing and gives `lower_half_mask`.
