@@ -27,20 +27,22 @@ fi
 requirements=("$root/requirements.txt")
 for extra in "$@"; do requirements+=("$root/$extra"); done
 stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.lip-sync-requirements-$(basename "${requirements[-1]}" .txt)
-wanted=$(cat "${requirements[@]}" "$root/guided-diffusion/pyproject.toml"; echo "$root")
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+# what was installed and imported here, other versions by hand included
+packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+found() { (cd "$packages" && ls -d torch-* torchvision-* opencv* 2>/dev/null || true); }
+wanted() { cat "${requirements[@]}" "$root/guided-diffusion/pyproject.toml"; echo "$root"; found; }
+if [ "$(cat "$stamp" 2>/dev/null)" != "$(wanted)" ]; then
   arguments=()
   for file in "${requirements[@]}"; do arguments+=(-r "$file"); done
   (cd "$root" && "$PYTHON" -m pip install --quiet "${arguments[@]}" >&2) ||
     fail "pip could not install $(basename "${requirements[-1]}"); its message is above"
-  printf '%s' "$wanted" >"$stamp"
+  problem=$("$PYTHON" -c 'import cv2' 2>&1) || case $problem in
+    *libGL* | *libgthread* | *libglib*)
+      fail "import cv2 lacks a system library; on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" ;;
+    *) fail "import cv2: ${problem##*$'\n'}" ;;
+  esac
+  problem=$("$PYTHON" -c 'import torchvision' 2>&1) ||
+    fail "torch and torchvision are not a matching pair (${problem##*$'\n'}); reinstall both together"
+  wanted >"$stamp"
 fi
-
-problem=$("$PYTHON" -c 'import cv2' 2>&1) || case $problem in
-  *libGL* | *libgthread* | *libglib*)
-    fail "import cv2 lacks a system library; on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" ;;
-  *) fail "import cv2: ${problem##*$'\n'}" ;;
-esac
-problem=$("$PYTHON" -c 'import torchvision' 2>&1) ||
-  fail "torch and torchvision are not a matching pair (${problem##*$'\n'}); reinstall both together"
 echo "$PYTHON"
