@@ -7,8 +7,11 @@ PYTHON=$(bash "$root/scripts/setup.sh")
 out=${out:-$PWD}
 # nearer to 250 steps than ten of DDIM, by the quickest engine that is installed, unless the caller says otherwise
 steps=(--sampler dpmpp_3m --sampling_steps 4)
-engine=(--engine openvino)
-"$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("openvino") is None)' || engine=()
+engine=()
+if ! command -v nvidia-smi >/dev/null && # OpenVINO is for the CPU
+  "$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("openvino") is None)'; then
+  engine=(--engine openvino --device cpu)
+fi
 for argument in "$@"; do
   case $argument in --quality_preset* | --sampler* | --sampling_steps* | --timestep_respacing*) steps=() ;; esac
   case $argument in --engine* | --device* | --precision* | --compile*) engine=() ;; esac
