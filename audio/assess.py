@@ -1,6 +1,6 @@
 """How good a sound is for lip-sync, and which flag helps: `python -m audio.assess FILE [--json F]`.
 
-Measured of the mix that the network hears, in one pass, in memory of 1.5 kB per second.
+Measured of the mix that the network hears, in one pass, in memory of 5 kB per second.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Assessment:
     clipped: float
     """Share of the samples that were cut off at the peak."""
     snr: float | None
-    """dB, power of the speech where somebody speaks over that of the noise under it."""
+    """dB, power of the speech while somebody speaks over that of the noise under it."""
     wada_snr: float | None
     """dB by WADA, which needs no voice activity, but misjudges sound with pauses of digital silence."""
     silence: float | None
@@ -91,7 +91,7 @@ def assess(path: str, seconds: int | None = None) -> Assessment:
     blocks, rate = open_sound(path)
     blocks = islice(blocks, seconds)  # of about a second
     not_measured: dict[str, str] = {}
-    rating, snr, silence, silences = None, None, None, None
+    rating, silence, silences = None, None, None
     try:
         rating = load_rating()
     except InputError as error:
@@ -99,7 +99,7 @@ def assess(path: str, seconds: int | None = None) -> Assessment:
     try:
         load_speech_detector()
     except InputError as error:
-        not_measured |= dict.fromkeys(("snr", "silence", "silences"), str(error))
+        not_measured |= dict.fromkeys(("silence", "silences"), str(error))
     raw, heard = _RawMeter(rate), _HeardMeter(rating)
     stream = heard.through(resampled(raw.through(blocks), rate, voice_activity.RATE))
     if "silence" in not_measured:
@@ -109,9 +109,9 @@ def assess(path: str, seconds: int | None = None) -> Assessment:
         spans = speech_spans(probability)
         silence = max(0.0, 1 - sum(end - start for start, end in spans) / raw.seconds)
         silences = [gap for gap in _between(spans, raw.seconds) if gap[1] - gap[0] >= LONG_SILENCE]
-        snr = speech_to_noise(np.concatenate(heard.powers), probability)
-        if snr is None:
-            not_measured["snr"] = "there is hardly any speech"
+    snr = speech_to_noise(np.concatenate(heard.powers))
+    if snr is None:
+        not_measured["snr"] = "there is hardly any speech"
     measured = Assessment(
         sample_rate=rate, channels=channel_mix(path), seconds=raw.seconds, bandwidth=raw.bandwidth(),
         loudness=raw.loudness(), peak=raw.peak(), clipped=raw.clipped(), snr=snr, wada_snr=heard.wada_snr(),
@@ -236,7 +236,7 @@ class _HeardMeter:
         self._rating = rating
         self._ratings: list[float] = []
         self._sums = np.zeros(3)  # of |z|, of ln |z|, of ones
-        self.powers = [np.zeros((0, BANDS))]
+        self.powers = [np.zeros((0, BANDS), np.float32)]
 
     def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for number, block in enumerate(in_blocks(blocks, RATED_BLOCK)):

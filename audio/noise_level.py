@@ -1,23 +1,46 @@
-"""How far speech stands above the noise under it, with pauses or without."""
+"""How far speech stands above the noise under it, with pauses or without: told by a small network of our own.
+
+They are told apart by how they go on in time and frequency, so noise needs no pause to be heard in, may vary, and may
+be other people's speech. scripts/train_noise_meter.py made the weights, which come with the project.
+"""
 
 import math
+from functools import cache
+from pathlib import Path
 
 import librosa
 import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
-from .voice_activity import HOP, OFFSET, ONSET, RATE
+from .voice_activity import HOP, RATE
 
-BANDS = 12
-BAND_EDGES = librosa.mel_frequencies(BANDS + 1, fmin=0, fmax=RATE / 2, htk=True)[:-1]  # Hz
-MIN_HOPS = 3  # of speech; of pauses, where their level is to count
+BANDS = 40
+MIN_HOPS = 3  # of speech
 PIECE = 312  # hops for which one level of noise is found: 10 s
 LOWEST_SNR, HIGHEST_SNR = -20.0, 60.0  # dB
-DIGITAL_SILENCE = 1e-10  # mean square; below the steps of 16 bits
+WEIGHTS = Path(__file__).parent.parent / "checkpoints" / "noise_meter.safetensors"
 
-_QUIETEST = 0.05  # share of the moments that are surely noise, in each band
-_SPREAD = 2.5  # of the noise's mean, in power (4 dB): moments up to there are its own
-_CLEAN_BY_GAPS = 10**1.8  # 18 dB: clean speech of a second and more has at least this over what fills its gaps
-_OTHER_SCENE = 0.1  # of the noise under the speech: quieter pauses belong to another scene, or are digital silence
+_WIDTH = 80  # channels
+_DILATIONS = (1, 2, 4, 8, 16, 32) * 2
+_REACH = 1 + sum(_DILATIONS)  # hops that the network hears on either side: 4 s
+_HEARD_AT_ONCE = 2048  # hops: 65 s
+_PAUSE = 0.1  # probability that somebody speaks: below it nobody does
+_FEW = 8  # hops of pauses that count as much as what is told of the noise under speech
+_OTHER_SCENE = 10.0  # times louder or softer
+_SILENCE = 1e-10  # mean square; below the steps of 16 bits
+
+
+def _band_edges() -> np.ndarray:
+    """First bin of each band: of equal width in mels, but at least a bin wide; the offset's bin is in none."""
+    edges = [1]
+    for frequency in librosa.mel_frequencies(BANDS + 1, fmin=0, fmax=RATE / 2, htk=True)[1:-1]:
+        edges.append(max(edges[-1] + 1, round(float(frequency) * HOP / RATE)))
+    return np.array(edges)
+
+
+BAND_EDGES = _band_edges()
 
 
 def band_power(block: np.ndarray) -> np.ndarray:
@@ -32,56 +55,97 @@ def band_power(block: np.ndarray) -> np.ndarray:
     offset = hops @ window / window.sum()
     spectra = np.fft.rfft((hops - offset[:, None]) * window)
     power = (spectra.real**2 + spectra.imag**2) * 2 / (HOP * (window @ window))
-    return np.add.reduceat(power, np.ceil(BAND_EDGES * HOP / RATE).astype(int), axis=1).astype(np.float32)
+    return np.add.reduceat(power, BAND_EDGES, axis=1).astype(np.float32)
 
 
-def speech_to_noise(power: np.ndarray, probability: np.ndarray) -> float | None:
-    """Signal-to-noise ratio in dB: what speech adds while somebody speaks over the noise under it.
+class NoiseMeter(nn.Module):
+    """Of each hop, how its power is shared between speech and noise, and whether somebody speaks.
 
-    Noise is the least of two: its level in the pauses, by the median, which click and end of a word do not move; and
-    what fills the gaps that speech leaves in each frequency band. The first is exact but may be missing, be speech that
-    the network did not hear, or silence before a noisy scene: where the gaps are too full for clean speech, far quieter
-    pauses do not count. Gaps need no pause, but soft speech adds to them: clean speech of a second and more without a
-    pause comes out at 18 to 45 dB. A few other voices leave gaps themselves: there the ratio comes out too high.
+    Convolutions over time, dilated ever further (as in Bai et al. 2018, but hearing what comes next, too), each on top
+    of what is there already.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(BANDS, _WIDTH, 3, padding=1)
+        self.dilated = nn.ModuleList(nn.Conv1d(_WIDTH, _WIDTH, 3, padding=d, dilation=d) for d in _DILATIONS)
+        self.mixed = nn.ModuleList(nn.Conv1d(_WIDTH, _WIDTH, 1) for _ in _DILATIONS)
+        self.last = nn.Conv1d(_WIDTH, 2, 1)
+
+    def forward(self, power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:param power: float32 [N, n, BANDS].
+        :return: float32 [N, n] each: the natural logarithm of speech's power over noise's, and the log-odds that
+            somebody speaks.
+        """
+        x = self.first((torch.log10(power + _SILENCE).transpose(1, 2) + 6) / 2)
+        for dilated, mixed in zip(self.dilated, self.mixed, strict=True):
+            x = x + mixed(nn.functional.gelu(dilated(_normalized(x))))
+        ratio, presence = self.last(_normalized(x)).unbind(1)
+        return ratio, presence
+
+
+def _normalized(x: torch.Tensor) -> torch.Tensor:
+    """Of each hop over the channels."""
+    return nn.functional.layer_norm(x.transpose(1, 2), x.shape[1:2]).transpose(1, 2)
+
+
+def shared_power(power: torch.Tensor, ratio: torch.Tensor, presence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Power of speech and of noise while somebody speaks, summed over the hops, float32 [N] each.
+
+    :param power: float32 [N, n], of each hop.
+    """
+    speaking = power * torch.sigmoid(presence)
+    return (speaking * torch.sigmoid(ratio)).sum(1), (speaking * torch.sigmoid(-ratio)).sum(1)
+
+
+@cache
+def load_noise_meter(path: Path | str = WEIGHTS) -> NoiseMeter:
+    meter = NoiseMeter().eval()
+    meter.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return meter
+
+
+def speech_to_noise(power: np.ndarray) -> float | None:
+    """Signal-to-noise ratio in dB: power of the speech while somebody speaks over that of the noise under it.
 
     :param power: float32 [n, BANDS], `band_power` of the sound.
-    :param probability: float [at least n], `speech_probability` of each hop.
-    :return: None with fewer than MIN_HOPS of speech.
+    :return: in [LOWEST_SNR, HIGHEST_SNR]; None with fewer than MIN_HOPS of speech.
     """
-    speaking = probability[: len(power)] >= ONSET
-    if speaking.sum() < MIN_HOPS:
+    ratio, presence = _told(torch.from_numpy(power))
+    if (presence > 0).sum() < MIN_HOPS:
         return None
-    pauses = probability[: len(power)] < OFFSET
-    pieces = np.array_split(np.arange(len(power)), max(1, round(len(power) / PIECE)))
-    levels = [_noise_power(power[piece], pauses[piece]) for piece in pieces]
-    noise = float(np.average(levels, weights=[speaking[piece].sum() for piece in pieces]))
-    speech = float(power.sum(axis=1)[speaking].mean()) - noise
-    ratio = 10 * math.log10(max(speech, 1e-12) / max(noise, 1e-12))
-    return min(max(ratio, LOWEST_SNR), HIGHEST_SNR)
+    speech = noise = 0.0
+    hops = torch.stack([torch.from_numpy(power.sum(axis=1)), ratio, presence])
+    for piece in hops.tensor_split(max(1, round(len(power) / PIECE)), dim=1):
+        of_speech, of_noise = shared_power(*piece[:, None])
+        speech += float(of_speech)
+        noise += float(of_noise) * _pauses_say(piece[0], piece[2], float(of_noise))
+    return min(max(10 * math.log10((speech + 1e-14) / (noise + 1e-14)), LOWEST_SNR), HIGHEST_SNR)
 
 
-def _noise_power(power: np.ndarray, pauses: np.ndarray) -> float:
-    """Mean square of the noise in one piece of a sound.
+def _told(power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the network says of each hop, heard in pieces: float32 [n] each, as of `NoiseMeter.forward`."""
+    told = [torch.zeros(2, 0)]
+    with torch.inference_mode():
+        for start in range(0, len(power), _HEARD_AT_ONCE):
+            before = min(start, _REACH)
+            heard = power[start - before : start + _HEARD_AT_ONCE + _REACH]
+            told.append(torch.cat(load_noise_meter()(heard[None]))[:, before : before + _HEARD_AT_ONCE])
+    ratio, presence = torch.cat(told, dim=1)
+    return ratio, presence
 
-    :param power: float [n, BANDS].
-    :param pauses: bool [n].
+
+def _pauses_say(power: torch.Tensor, presence: torch.Tensor, under_speech: float) -> float:
+    """Factor by which a piece's noise is as the pauses say, too, where it can be measured: the more of them there are
+    the more it is their mean.
+
+    :param power, presence: float32 [n] of the hops of one piece.
+    :param under_speech: power of the noise summed over its speech.
     """
-    whole = power.sum(axis=1)
-    in_gaps = _under_speech(power[whole > DIGITAL_SILENCE])
-    if pauses.sum() < MIN_HOPS:
-        return in_gaps
-    in_pauses = float(np.median(whole[pauses]))
-    is_surely_noisy = not pauses.all() and whole[~pauses].mean() < _CLEAN_BY_GAPS * in_gaps
-    is_elsewhere = is_surely_noisy and in_pauses < _OTHER_SCENE * in_gaps
-    return in_gaps if is_elsewhere else min(in_gaps, in_pauses)
-
-
-def _under_speech(power: np.ndarray) -> float:
-    """Of what fills the gaps of speech: in each band the mean of the moments up to _SPREAD times that mean, beginning
-    with the quietest. Noise varies by less in a band, and soft moments of speech are spread over far more."""
-    if not len(power):
-        return 0.0
-    noise, before = np.quantile(power, _QUIETEST, axis=0), np.full(BANDS, np.nan)
-    while (noise != before).any():  # it goes one way only, over ever more moments or ever fewer
-        before, noise = noise, power.mean(axis=0, where=power <= _SPREAD * noise)
-    return float(noise.sum())
+    under_speech /= float(torch.sigmoid(presence).sum())
+    pauses = power[torch.sigmoid(presence) < _PAUSE]
+    # what is far from the noise under speech is another scene, or digital silence
+    pauses = pauses[(pauses > under_speech / _OTHER_SCENE) & (pauses < under_speech * _OTHER_SCENE)]
+    if not len(pauses):
+        return 1.0
+    return (float(pauses.mean()) / under_speech) ** (len(pauses) / (len(pauses) + _FEW))

@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from guided_diffusion.errors import InputError
 
-from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
 from .noise_level import BANDS, band_power, speech_to_noise
-from .voice_activity import HOP, speech_probability
+from .voice_activity import HOP, RATE
 
 # dB of speech over noise: below the first a denoiser acts with all of its strength, above the second not at all
 NOISY_TO_CLEAN = {"spectral": (20.0, 30.0), "deep": (40.0, 50.0)}
@@ -97,19 +96,8 @@ def denoised(
 
 def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
     """`speech_to_noise` of a sound; minus infinity where it cannot be told."""
-    powers = [np.zeros((0, BANDS))]
-
-    def heard() -> Iterator[np.ndarray]:
-        for block in in_blocks(resampled(blocks, rate, voice_activity.RATE), HOP << 5):
-            powers.append(band_power(block))
-            yield block
-
-    try:
-        probability = speech_probability(heard())
-    except InputError as error:
-        print(f"notice: how noisy the sound is cannot be told, it is taken for noisy: {error}", file=sys.stderr)
-        return -np.inf
-    snr = speech_to_noise(np.concatenate(powers), probability)
+    heard = in_blocks(resampled(blocks, rate, RATE), HOP << 5)
+    snr = speech_to_noise(np.concatenate([np.zeros((0, BANDS), np.float32), *map(band_power, heard)]))
     return -np.inf if snr is None else snr
 
 

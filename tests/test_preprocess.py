@@ -74,9 +74,8 @@ def test_noise_goes_and_speech_stays(denoise: str, speech: np.ndarray, noisy: np
 def test_clean_sound_stays_as_it_is(denoise: str, speech: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
     """A denoiser takes a part of clean speech for noise: DeepFilterNet3 takes 2.8 dB of this voice."""
     needs(denoise)
-    pytest.importorskip("silero_vad")
     assert np.array_equal(heard(speech, denoise=denoise), speech)
-    assert "the sound is clean (noise 60 dB below the speech)" in capsys.readouterr().err
+    assert "the sound is clean (noise" in capsys.readouterr().err
 
 
 def taken(before: np.ndarray, after: np.ndarray) -> float:
@@ -89,7 +88,6 @@ def test_the_less_noise_there_is_the_less_is_done(
     speech: np.ndarray, noisy: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half way from noisy to clean half of the decibels are taken. (It is 25 dB below the speech.)"""
-    pytest.importorskip("silero_vad")
     little = speech + (noisy - speech) * np.float32(10 ** (-14 / 20))
     half = taken(little, heard(little, denoise="spectral"))
     monkeypatch.setitem(NOISY_TO_CLEAN, "spectral", (29.0, 30.0))
@@ -208,15 +206,10 @@ def test_the_mel_is_of_the_prepared_sound(tmp_path: Path, noisy: np.ndarray) -> 
     np.testing.assert_allclose(mel, melspectrogram(heard(noisy, denoise="spectral", compress=True)), atol=1e-5)
 
 
-def test_sound_that_cannot_be_judged_is_taken_for_noisy_and_it_is_said(
-    speech: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail() -> None:
-        raise InputError("silero-vad is not installed")
-
-    monkeypatch.setattr("audio.voice_activity.load_speech_detector", fail)
+def test_sound_that_cannot_be_judged_is_taken_for_noisy(speech: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where nobody seems to speak."""
+    monkeypatch.setattr("audio.preprocess.speech_to_noise", lambda _power: None)
     assert not np.array_equal(heard(speech, denoise="spectral"), speech)
-    assert "taken for noisy: silero-vad is not installed" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(noisy: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
