@@ -6,8 +6,8 @@ noise     white, pink, babble, hum and music at 20 to 0 dB on three groups of sp
 codes     how well the audio codes of several networks tell the opening of each held-out sentence in noise
 painted   the same of the mouths that generate.py paints of them, or of --speech, with --video and generate.py's flags
 level     the same speech at -40, -23 and -6 LUFS: how far the mouth opens
-people    how well the opening that the demo's network hears in noisy recordings follows the one that it hears in the
-          clean ones, as there is no truth
+people    how well the opening that the demo's network hears in noisy recordings, or sentences in --languages, follows
+          the one that it hears in the clean ones, as there is no truth
 snr       how far from known signal-to-noise ratios is what audio.assess finds
 hour      seconds and peak memory of each part of preprocessing and assessment, for a minute or more of sound
 
@@ -55,18 +55,24 @@ DEMO = str(ROOT / "checkpoints" / "demo.safetensors")
 N_FITTED = 20  # sentences
 FIRST_HELD_OUT, FIRST_BABBLE = 900000, 500
 TALKERS = {"babble": 6, "voices": 2}
-LANGUAGES = {
-    "de": "Der Vater hat gestern Abend ein blaues Boot gemalt.",
-    "fr": "Ma mère a ouvert la fenêtre au-dessus du port.",
-    "es": "La vecina compró una mesa blanca en el mercado.",
-    "cmn-latn-pinyin": "wo3 de5 peng2you5 ming2tian1 lai2 bei3jing1.",
-}
-SNR_TEXTS = {
+TEXTS = {
+    "de": ("Der Vater hat gestern Abend ein blaues Boot gemalt.", "Morgen fahren wir mit dem Zug nach Hause."),
+    "fr": ("Ma mère a ouvert la fenêtre au-dessus du port.", "Demain nous prenons le train pour voir la famille."),
+    "es": ("La vecina compró una mesa blanca en el mercado.", "Mañana vamos a la playa con los niños y el perro."),
+    "cmn-latn-pinyin": (
+        "wo3 de5 peng2you5 ming2tian1 lai2 bei3jing1.",
+        "wo3men5 yi4qi3 qu4 chi1 fan4, ran2hou4 hui2 jia1.",
+    ),
     "cs": ("Dnes ráno jsme šli pěšky přes most na druhý břeh řeky.", "Moje teta pracuje v malé pekárně na náměstí."),
     "el": ("Το καλοκαίρι πηγαίνουμε πάντα σε ένα μικρό νησί.", "Ο γείτονάς μου αγόρασε χθες ένα αυτοκίνητο."),
     "ro": ("Bunica mea face în fiecare duminică o plăcintă cu mere.", "Mâine dimineață plecăm la munte cu trenul."),
+    "nl": ("De bakker opent zijn winkel elke ochtend om zeven uur.", "Wij wandelen graag langs de oude gracht."),
+    "tr": ("Yarın sabah erkenden balık tutmaya gideceğiz.", "Komşumuz bahçesinde güzel güller yetiştiriyor."),
+    "hu": ("Holnap reggel korán indulunk a nagymamához.", "A szomszédom minden este zongorázik."),
+    "pt": ("O meu avô planta tomates atrás da casa.", "Amanhã vamos de comboio visitar os nossos primos."),
     "da": ("Om sommeren cykler vi ofte ud til stranden.", "Min søster har lige fået et nyt job på et bibliotek."),
 }
+MEL_LANGUAGES = ("de", "fr", "es", "cmn-latn-pinyin")  # the first sentence of each is one of the groups of `noise`
 SECONDS = 1.5  # of each recording
 PEOPLE_SECONDS = 8.0  # of each, where they are read one by one
 
@@ -87,6 +93,11 @@ def sentence(seed: int, voices: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return spoken(script.text.split(". ")[0] + ".", script.voice, script.rate, script.pitch)
 
 
+def in_languages(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Sentences of TEXTS, by language and number."""
+    return {f"{name} {n}": spoken(text, name)[0] for name in names for n, text in enumerate(TEXTS[name], 1)}
+
+
 def at_loudness(sound: np.ndarray, loudness: float = LOUDNESS) -> np.ndarray:
     meter = LoudnessMeter(RATE)
     meter.update(sound)
@@ -100,7 +111,7 @@ def groups(recordings: Sequence[str], sentences: int) -> dict[str, np.ndarray]:
     """
     pieces = {
         "held out": [sound for sound, _ in held_out(sentences)],
-        "languages": [spoken(text, voice)[0] for voice, text in LANGUAGES.items()],
+        "languages": [spoken(TEXTS[voice][0], voice)[0] for voice in MEL_LANGUAGES],
         "recordings": [load_speech(path)[: int(SECONDS * RATE)] for path in recordings],
     }
     return {name: np.concatenate([at_loudness(piece) for piece in group]) for name, group in pieces.items() if group}
@@ -311,9 +322,12 @@ def benchmark_level(sentences: int) -> None:
               + ", ".join(f"{correlation(opening, true_opening):.3f}" for opening in openings.values()))  # fmt: skip
 
 
-def benchmark_people(recordings: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], strength: float) -> None:
+def benchmark_people(
+    recordings: Sequence[str], languages: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], strength: float
+) -> None:
     """Clean, r is 1 by definition; the share is of what noise took from that."""
-    pieces = [at_loudness(load_speech(path)[: int(PEOPLE_SECONDS * RATE)]) for path in recordings]
+    spoken_by_all = [load_speech(path)[: int(PEOPLE_SECONDS * RATE)] for path in recordings]
+    pieces = [at_loudness(sound) for sound in (*spoken_by_all, *in_languages(languages).values())]
     numbers, _ = piece_starts(pieces)
     clean, read = np.concatenate(pieces), opening_reader()
     reference = read(clean)
@@ -334,8 +348,7 @@ def benchmark_snr(recordings: Sequence[str], languages: Sequence[str], seeds: Se
     """The truth: the clean recording's power while somebody speaks in it over that of the noise that was added."""
     kinds, snrs = ("white", "pink", "hum", "music", "babble", "voices"), (25, 20, 15, 10, 5, 0)
     speeches = {Path(path).stem: load_speech(path) for path in recordings}
-    for language in languages:
-        speeches |= {f"{language} {n}": spoken(text, language)[0] for n, text in enumerate(SNR_TEXTS[language], 1)}
+    speeches |= in_languages(languages)
     own = {name: found_snr(speech) for name, speech in speeches.items()}
     print("without noise: " + ", ".join(f"{name} {snr:.0f} dB" for name, snr in own.items()))
     print(f"| noise | {' | '.join(map(str, snrs))} | beyond 3 dB |")
@@ -401,7 +414,7 @@ def main() -> int:
     parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--recordings", nargs="*", default=[], help="sound or video files of people who speak")
     parser.add_argument(
-        "--languages", nargs="*", default=[], choices=SNR_TEXTS, help="two sentences of espeak-ng in each, for snr"
+        "--languages", nargs="*", default=[], choices=TEXTS, help="two sentences of espeak-ng in each, for people, snr"
     )
     parser.add_argument(
         "--noises", nargs="+", default=["clean", "white", "pink", "babble", "hum", "music"], help="for noise"
@@ -424,9 +437,7 @@ def main() -> int:
     if arguments.measure:
         measure(*arguments.measure)
     elif arguments.part == "noise":
-        benchmark_noise(
-            arguments.noises, arguments.snrs, arguments.recordings, arguments.sentences, arguments.strength
-        )
+        benchmark_noise(arguments.noises, arguments.snrs, arguments.recordings, arguments.sentences, arguments.strength)
     elif arguments.part == "codes":
         benchmark_codes(arguments.models, arguments.noises, arguments.snrs, arguments.sentences)
     elif arguments.part == "painted":
@@ -437,9 +448,11 @@ def main() -> int:
     elif arguments.part == "level":
         benchmark_level(arguments.sentences)
     elif arguments.part == "people":
-        if not arguments.recordings:
-            parser.error("people: give --recordings")
-        benchmark_people(arguments.recordings, arguments.noises, arguments.snrs, arguments.strength)
+        if not (arguments.recordings or arguments.languages):
+            parser.error("people: give --recordings, --languages or both")
+        benchmark_people(
+            arguments.recordings, arguments.languages, arguments.noises, arguments.snrs, arguments.strength
+        )
     elif arguments.part == "snr":
         benchmark_snr(arguments.recordings, arguments.languages, arguments.seeds)
     elif arguments.part == "hour":

@@ -9,7 +9,7 @@ import pytest
 from make_sample import FPS
 from noise_benchmark import (
     RATE,
-    SNR_TEXTS,
+    TEXTS,
     at_loudness,
     benchmark_people,
     benchmark_snr,
@@ -109,7 +109,7 @@ def test_each_sentence_is_held_against_its_own_truth(monkeypatch: pytest.MonkeyP
     assert by_sentence(read[:-1], 2) == pytest.approx([1, -1])
 
 
-def test_recordings_are_held_against_what_is_heard_in_them_clean(
+def test_recordings_and_sentences_are_held_against_what_is_heard_in_them_clean(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The opening is the sound's level here: upside down in noise, in every second frame after "spectral", in none
@@ -117,11 +117,12 @@ def test_recordings_are_held_against_what_is_heard_in_them_clean(
     rng = np.random.default_rng(0)
     level = np.repeat(rng.random(2 * FPS), RATE // FPS).astype(np.float32)
     monkeypatch.setattr(noise_benchmark, "load_speech", lambda _: level)
+    monkeypatch.setattr(noise_benchmark, "in_languages", lambda names: dict.fromkeys(names, level))
     monkeypatch.setattr(noise_benchmark, "opening_reader", lambda: lambda sound: sound[:: RATE // FPS])
     monkeypatch.setattr(noise_benchmark, "mixed", lambda sound, **_: -sound)
     sign = np.repeat(np.where(np.arange(4 * FPS) % 2, -1, 1), RATE // FPS).astype(np.float32)
     monkeypatch.setattr(noise_benchmark, "heard", lambda sound, method, _: sound * (sign if method != "deep" else -1))
-    benchmark_people(["a.wav", "b.wav"], ["white"], [5], 0.5)
+    benchmark_people(["a.wav"], ["de"], ["white"], [5], 0.5)
     none, spectral, deep = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:])
     assert none[3].startswith("-1.000 ±")
     assert none[5] == "0 |"
@@ -144,7 +145,7 @@ def test_sentences_of_the_languages_are_recordings_too(
     monkeypatch.setattr(noise_benchmark, "noise", lambda _kind, n, _seed: np.ones(n))
     monkeypatch.setattr(noise_benchmark, "found_snr", lambda _: 7.0)
     benchmark_snr([], ["cs", "da"], [0])
-    assert said == [(language, text) for language in ("cs", "da") for text in SNR_TEXTS[language]]
+    assert said == [(language, text) for language in ("cs", "da") for text in TEXTS[language]]
     assert "cs 1 7 dB, cs 2 7 dB, da 1 7 dB, da 2 7 dB" in capsys.readouterr().out
 
 
