@@ -1,6 +1,6 @@
 """How good a sound is for lip-sync, and which flag helps: `python -m audio.assess FILE [--json F]`.
 
-Measured of the mix that the network hears, in one pass, in memory of 5 kB per second.
+Measured of the mix that the network hears, in one pass, in memory of 5 kB per second, twice that at the end.
 """
 
 import argparse

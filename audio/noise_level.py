@@ -29,6 +29,7 @@ _HEARD_AT_ONCE = 2048  # hops: 65 s
 _PAUSE = 0.1  # probability that somebody speaks: below it nobody does
 _FEW = 8  # hops of pauses that count as much as what is told of the noise under speech
 _OTHER_SCENE = 10.0  # times louder or softer
+_LOUDEST = 0.1  # mean square that the loudest hop is brought to: the network knows speech from -45 to -12 dB
 _SILENCE = 1e-10  # mean square; below the steps of 16 bits
 
 
@@ -111,11 +112,13 @@ def speech_to_noise(power: np.ndarray) -> float | None:
     :param power: float32 [n, BANDS], `band_power` of the sound.
     :return: in [LOWEST_SNR, HIGHEST_SNR]; None with fewer than MIN_HOPS of speech.
     """
-    ratio, presence = _told(torch.from_numpy(power))
+    loudest = power.sum(axis=1).max(initial=_SILENCE)
+    heard = torch.from_numpy(power * np.float32(_LOUDEST / loudest))
+    ratio, presence = _told(heard)
     if (presence > 0).sum() < MIN_HOPS:
         return None
     speech = noise = 0.0
-    hops = torch.stack([torch.from_numpy(power.sum(axis=1)), ratio, presence])
+    hops = torch.stack([heard.sum(1), ratio, presence])
     for piece in hops.tensor_split(max(1, round(len(power) / PIECE)), dim=1):
         of_speech, of_noise = shared_power(*piece[:, None])
         speech += float(of_speech)
@@ -125,12 +128,12 @@ def speech_to_noise(power: np.ndarray) -> float | None:
 
 def _told(power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the network says of each hop, heard in pieces: float32 [n] each, as of `NoiseMeter.forward`."""
-    told = [torch.zeros(2, 0)]
+    meter, told = load_noise_meter(), [torch.zeros(2, 0)]
     with torch.inference_mode():
         for start in range(0, len(power), _HEARD_AT_ONCE):
             before = min(start, _REACH)
             heard = power[start - before : start + _HEARD_AT_ONCE + _REACH]
-            told.append(torch.cat(load_noise_meter()(heard[None]))[:, before : before + _HEARD_AT_ONCE])
+            told.append(torch.cat(meter(heard[None]))[:, before : before + _HEARD_AT_ONCE])
     ratio, presence = torch.cat(told, dim=1)
     return ratio, presence
 

@@ -1,10 +1,10 @@
-"""Trains the network that tells speech from the noise under it (audio/noise_level.py), on a CPU in under an hour.
+"""Trains the network that tells speech from the noise under it (audio/noise_level.py), on two cores in about an hour.
 
     python scripts/train_noise_meter.py checkpoints/noise_meter.safetensors --minutes 40 --speech FOLDER...
 
 Each folder holds recordings of one speaker, in any format; sentences of espeak-ng in VOICES' variants are added, in
-languages that `noise_benchmark.py snr` is not measured in. Noise is made: of any colour, steady or not, hums, music and
-other people who speak.
+languages of which `noise_benchmark.py snr` takes none from it but English. Noise is made: of any colour, steady or
+not, hums, music and other people who speak.
 """
 
 import argparse
@@ -285,8 +285,8 @@ def mixture(
 
 
 def signal_to_noise(rng: np.random.Generator, kind: str, is_recorded: bool) -> float:
-    """dB. Recordings have noise of their own, so they have not less than 28 dB below them; of a few talkers the loudest
-    is meant."""
+    """dB. Recordings have noise of their own, so none is added that is more than 29 dB below them; of a few talkers the
+    loudest is meant."""
     chance = rng.random()
     if is_recorded or chance < 0.75:
         ratio = rng.uniform(-4, 29)
@@ -345,6 +345,8 @@ def train(meter: NoiseMeter, cast: Cast, minutes: float, seed: int) -> NoiseMete
     start, beyond = time.monotonic(), 1.0
     with tqdm(unit="step", disable=None) as bar:
         for step, batch in enumerate(batches):
+            if not step:
+                start = time.monotonic()  # the first batch takes a while
             done = (time.monotonic() - start) / (60 * minutes)
             if done >= 1:
                 break
@@ -381,7 +383,7 @@ def main() -> int:
     people = [recorded(folder) for folder in arguments.speech]
     made = [synthetic(seed) for seed in tqdm(range(arguments.sentences), desc="espeak-ng", disable=None)]
     torch.manual_seed(arguments.seed)
-    meter = load_noise_meter(arguments.init) if arguments.init else NoiseMeter()
+    meter = copy.deepcopy(load_noise_meter(arguments.init)) if arguments.init else NoiseMeter()
     meter = train(meter, Cast(people, made), arguments.minutes, arguments.seed)
     with replace_when_complete(Path(arguments.out)) as part:
         save_file({name: weight.half() for name, weight in meter.state_dict().items()}, part)

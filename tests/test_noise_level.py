@@ -86,7 +86,8 @@ def test_another_voice_is_noise(ratio: int, speech: np.ndarray) -> None:
 
 def test_the_level_does_not_matter(speech: np.ndarray) -> None:
     noisy = speech + noise(len(speech), np.mean(speech**2) / 10)
-    assert snr(noisy / 30) == pytest.approx(snr(noisy), abs=1)
+    for gain in (1e-3, 30):
+        assert snr(np.float32(gain) * noisy) == pytest.approx(snr(noisy), abs=0.01)
 
 
 def test_noise_that_comes_and_goes_counts_where_somebody_speaks(speech: np.ndarray) -> None:
@@ -95,7 +96,6 @@ def test_noise_that_comes_and_goes_counts_where_somebody_speaks(speech: np.ndarr
     added = noise(len(long), power / 10)
     added[: len(added) // 2] *= 1e-3
     assert snr(long + added) == pytest.approx(13, abs=2)
-    added[RATE:] *= 1e-3
     only_noise = noise(20 * RATE // HOP * HOP, power / 10, seed=1)
     assert snr(long + 1e-3 * added, only_noise) > 25  # type: ignore[operator]
 

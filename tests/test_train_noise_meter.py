@@ -8,6 +8,7 @@ import soundfile
 import torch
 import train_noise_meter
 from make_sample import synthesize
+from safetensors.torch import load_file
 from train_noise_meter import (
     LOWEST_TRUTH,
     Cast,
@@ -29,7 +30,7 @@ from train_noise_meter import (
     varying,
 )
 
-from audio.noise_level import BANDS, HIGHEST_SNR, NoiseMeter, load_file, load_noise_meter
+from audio.noise_level import BANDS, HIGHEST_SNR, NoiseMeter, load_noise_meter
 from audio.voice_activity import HOP, RATE
 from guided_diffusion.errors import InputError
 
@@ -124,7 +125,7 @@ def test_what_the_loss_is_least_for() -> None:
     assert told(13)[0] > told(11)[0] > told(10)[0]
 
 
-def test_where_nobody_speaks_no_ratio_is_asked_for() -> None:
+def test_where_nobody_speaks_no_ratio_of_the_whole_is_asked_for() -> None:
     power, nothing, added = torch.full((1, 50, BANDS), 1 / BANDS), torch.zeros(1, 50), torch.ones(1, 50)
 
     def meter(_power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,10 +167,10 @@ def test_the_command_writes_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", ["train_noise_meter.py", str(out), "--sentences", "2", "--minutes", "0.01"])
     monkeypatch.setattr(train_noise_meter, "BATCH_SECONDS", 8)
     assert main() == 0
-    first = load_noise_meter(str(out)).state_dict()
+    first = {name: weight.clone() for name, weight in load_noise_meter(str(out)).state_dict().items()}
     monkeypatch.setattr(
         "sys.argv", ["train_noise_meter.py", str(out), "--sentences", "1", "--minutes", "1e-4", "--init", str(out)]
     )
     assert main() == 0
     for name, weight in load_file(out).items():
-        assert torch.equal(weight, first[name].half())
+        torch.testing.assert_close(weight.float(), first[name], atol=1e-3, rtol=1e-2)
