@@ -24,7 +24,7 @@ from guided_diffusion.store import replace_when_complete
 from . import voice_activity
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
-from .noise_level import BANDS, band_power, speech_to_noise
+from .noise_level import band_power, speech_to_noise
 from .voice_activity import HOP, load_speech_detector, speech_probability, speech_spans
 
 SPECTRUM = 2048  # samples of which one spectrum is taken
@@ -109,7 +109,7 @@ def assess(path: str, seconds: int | None = None) -> Assessment:
         spans = speech_spans(probability)
         silence = max(0.0, 1 - sum(end - start for start, end in spans) / raw.seconds)
         silences = [gap for gap in _between(spans, raw.seconds) if gap[1] - gap[0] >= LONG_SILENCE]
-    snr = speech_to_noise(np.concatenate(heard.powers))
+    snr = speech_to_noise(heard.powers)
     if snr is None:
         not_measured["snr"] = "there is hardly any speech"
     measured = Assessment(
@@ -236,7 +236,7 @@ class _HeardMeter:
         self._rating = rating
         self._ratings: list[float] = []
         self._sums = np.zeros(3)  # of |z|, of ln |z|, of ones
-        self.powers = [np.zeros((0, BANDS), np.float32)]
+        self.powers: list[np.ndarray] = []
 
     def through(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for number, block in enumerate(in_blocks(blocks, RATED_BLOCK)):

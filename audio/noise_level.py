@@ -5,6 +5,7 @@ be other people's speech. scripts/train_noise_meter.py made the weights, which c
 """
 
 import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -106,12 +107,13 @@ def load_noise_meter(path: Path | str = WEIGHTS) -> NoiseMeter:
     return meter
 
 
-def speech_to_noise(power: np.ndarray) -> float | None:
+def speech_to_noise(powers: Iterable[np.ndarray]) -> float | None:
     """Signal-to-noise ratio in dB: power of the speech while somebody speaks over that of the noise under it.
 
-    :param power: float32 [n, BANDS], `band_power` of the sound.
+    :param powers: float32 [n, BANDS] each, `band_power` of the sound's blocks.
     :return: in [LOWEST_SNR, HIGHEST_SNR]; None with fewer than MIN_HOPS of speech.
     """
+    power = np.concatenate([np.zeros((0, BANDS), np.float32), *powers])
     loudest = power.sum(axis=1).max(initial=_SILENCE)
     heard = torch.from_numpy(power * np.float32(_LOUDEST / loudest))
     ratio, presence = _told(heard)

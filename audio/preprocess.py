@@ -19,7 +19,7 @@ from guided_diffusion.errors import InputError
 
 from .blocks import in_blocks, resampled
 from .loudness import LoudnessMeter
-from .noise_level import BANDS, band_power, speech_to_noise
+from .noise_level import band_power, speech_to_noise
 from .voice_activity import HOP, RATE
 
 # dB of speech over noise: below the first a denoiser acts with all of its strength, above the second not at all
@@ -97,7 +97,7 @@ def denoised(
 def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
     """`speech_to_noise` of a sound; minus infinity where it cannot be told."""
     heard = in_blocks(resampled(blocks, rate, RATE), HOP << 5)
-    snr = speech_to_noise(np.concatenate([np.zeros((0, BANDS), np.float32), *map(band_power, heard)]))
+    snr = speech_to_noise(map(band_power, heard))
     return -np.inf if snr is None else snr
 
 

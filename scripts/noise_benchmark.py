@@ -372,7 +372,7 @@ def spoken_power(speech: np.ndarray) -> float:
 
 def found_snr(sound: np.ndarray) -> float:
     """NaN where no speech is heard."""
-    snr = speech_to_noise(band_power(sound))
+    snr = speech_to_noise([band_power(sound)])
     return np.nan if snr is None else snr
 
 

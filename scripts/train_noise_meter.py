@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -148,15 +149,11 @@ def varying(rng: np.random.Generator, n: int) -> np.ndarray:
     return steady(rng, n) * 10 ** (np.interp(np.linspace(0, len(points) - 1, n), np.arange(len(points)), points) / 20)
 
 
-def partials(rng: np.random.Generator, root: float, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies and levels of at most n harmonics, [k, 1] each."""
-    orders = np.arange(1, 1 + min(n, int(0.97 * RATE / 2 / root)))[:, None]
-    return root * orders, orders ** -rng.uniform(0.3, 2) * rng.uniform(0.3, 1, orders.shape)
-
-
 def tone(rng: np.random.Generator, root: float, n_partials: int, t: np.ndarray) -> np.ndarray:
-    frequency, level = partials(rng, root, n_partials)
-    phase = (2 * np.pi * frequency * t + rng.uniform(0, 2 * np.pi, frequency.shape)).astype(np.float32)
+    """At most n_partials harmonics, with levels of their own."""
+    orders = np.arange(1, 1 + min(n_partials, int(0.97 * RATE / 2 / root)))[:, None]
+    level = orders ** -rng.uniform(0.3, 2) * rng.uniform(0.3, 1, orders.shape)
+    phase = (2 * np.pi * root * orders * t + rng.uniform(0, 2 * np.pi, orders.shape)).astype(np.float32)
     return (np.sin(phase) * level.astype(np.float32)).sum(axis=0)
 
 
@@ -342,11 +339,11 @@ def train(meter: NoiseMeter, cast: Cast, minutes: float, seed: int) -> NoiseMete
     average = copy.deepcopy(meter)
     optimizer = torch.optim.AdamW(meter.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     batches = torch.utils.data.DataLoader(Examples(cast, seed), batch_size=None, num_workers=1, prefetch_factor=4)
+    coming = iter(batches)
+    first = next(coming)  # takes a while, which does not count
     start, beyond = time.monotonic(), 1.0
     with tqdm(unit="step", disable=None) as bar:
-        for step, batch in enumerate(batches):
-            if not step:
-                start = time.monotonic()  # the first batch takes a while
+        for step, batch in enumerate(chain([first], coming)):
             done = (time.monotonic() - start) / (60 * minutes)
             if done >= 1:
                 break

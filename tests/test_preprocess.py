@@ -208,7 +208,7 @@ def test_the_mel_is_of_the_prepared_sound(tmp_path: Path, noisy: np.ndarray) -> 
 
 def test_sound_that_cannot_be_judged_is_taken_for_noisy(speech: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where nobody seems to speak."""
-    monkeypatch.setattr("audio.preprocess.speech_to_noise", lambda _power: None)
+    monkeypatch.setattr("audio.preprocess.speech_to_noise", lambda _powers: None)
     assert not np.array_equal(heard(speech, denoise="spectral"), speech)
 
 
