@@ -40,7 +40,7 @@ def test_weights_and_arithmetic_are_in_the_samplers_key(checkpoint: Path, small_
     assert load_tools(replace(options, sampling_batch_size=None), {}, Ranks()).batch_size == one.batch_size
 
 
-@pytest.mark.parametrize(("predict_xstart", "steps"), [(True, 5), (False, 10)])
+@pytest.mark.parametrize(("predict_xstart", "steps"), [(True, 5), (False, 8)])
 def test_turbo_takes_the_steps_that_the_kind_of_network_needs(
     predict_xstart: bool, steps: int, small_config: dict, tmp_path: Path
 ) -> None:

@@ -18,9 +18,9 @@ from .video_util import X264_PRESETS, Order
 DENOISERS = ("none", "spectral", "deep")
 DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 AUDIO_PRESETS = ("standard", "enhanced")
-# The fewest steps that are nearer to 250 of DDIM than 25 are (docs/benchmarks.md, "Samplers"): sampler and steps by
-# whether the network predicts x_0.
-TURBO = {True: ("dpmpp_3m", "late5"), False: ("dpmpp_2m", "logsnr10")}
+# The fewest steps that are clearly nearer to 250 of DDIM than 25 are (docs/benchmarks.md, "Samplers"): sampler and
+# steps by whether the network predicts x_0. One that was trained little may need more.
+TURBO = {True: ("dpmpp_3m", "late5"), False: ("dpmpp_2m", "logsnr8")}
 QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("turbo", ""), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),

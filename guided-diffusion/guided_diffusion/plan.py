@@ -176,7 +176,7 @@ def _of_run(plan: Plan, options: Options, gpu_is_idle: bool) -> list[str]:
     if options.sampling_seed is None:
         said.append("without a seed every frame has its own noise, which flickers: --sampling_seed 7")
     if plan.steps > MANY_STEPS:
-        said.append(f"{plan.steps} steps are many more than pictures show: --quality_preset turbo has 5 or 10")
+        said.append(f"{plan.steps} steps are many more than pictures show: --quality_preset turbo has 5 or 8")
     return said
 
 
