@@ -31,7 +31,8 @@ from guided_diffusion.tfg_data_util import sampling_noise, tfg_process_batch
 from train_data import Clip, Preparation, face_view, mel_window, prepare_clips
 
 DEMO = Path(__file__).parent.parent / "checkpoints" / "demo.safetensors"
-DETERMINISTIC = [name for name in SAMPLERS if name != "ddpm"]
+# sampler and how its steps are spread, by what the table calls them
+SPREADS = {name: (name, STEPS[name]) for name in SAMPLERS if name != "ddpm"} | {"2m early": ("dpmpp_2m", "early{}")}
 REFERENCE, PAPERS = "ddim250", "ddim25"
 REFERENCE_BEFORE = 5  # frames between a frame and the one whose crop is its reference
 SEED = 7
@@ -87,7 +88,7 @@ def batches_of(
 def measure(
     denoiser: Denoiser, config: ModelConfig, batches: Sequence[Batch], steps: Sequence[int]
 ) -> tuple[float, dict[str, list[float]]]:
-    """dB of PAPERS, and by sampler of its numbers of steps."""
+    """dB of PAPERS, and by SPREADS of these numbers of steps."""
 
     def samples(sampler: str, respacing: str) -> Tensor:
         loop = partial(SAMPLERS[sampler], create_gaussian_diffusion(config, respacing))
@@ -97,8 +98,8 @@ def measure(
     reference = samples("ddim", REFERENCE)
     mask = torch.cat([batch["mask"].cpu() for batch in batches])
     near = {
-        sampler: [nearness(samples(sampler, STEPS[sampler].format(n)), reference, mask) for n in steps]
-        for sampler in DETERMINISTIC
+        name: [nearness(samples(sampler, spread.format(n)), reference, mask) for n in steps]
+        for name, (sampler, spread) in SPREADS.items()
     }
     return nearness(samples("ddim", PAPERS), reference, mask), near
 

@@ -15,6 +15,7 @@ from guided_diffusion.gaussian_diffusion import discretized_log_likelihood, exac
 from guided_diffusion.respace import (
     SpacedDiffusion,
     choose_timesteps,
+    early_in_log_snr,
     even_in_log_snr,
     late_in_log_snr,
     space_timesteps,
@@ -179,6 +180,20 @@ def test_late_steps_begin_late_and_shrink() -> None:
         assert gaps[0] < gaps[len(gaps) // 2] < gaps[-1]
     with pytest.raises(ValueError, match="give fewer"):
         late_in_log_snr(alphas_cumprod, 99)
+
+
+def test_early_steps_end_early_and_are_even() -> None:
+    betas = get_named_beta_schedule("linear", 1000)
+    alphas_cumprod = np.cumprod(1 - betas)
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    assert choose_timesteps(betas, "early8") == early_in_log_snr(alphas_cumprod, 8)
+    for count in range(4, 13):
+        steps = early_in_log_snr(alphas_cumprod, count)
+        assert (len(steps), steps[0], steps[-1]) == (count, 7, 999)
+        gaps = -np.diff(log_snr[steps])
+        assert np.ptp(gaps) < 0.1 * gaps.mean() + 0.1
+    noisy = np.cumprod(1 - get_named_beta_schedule("linear", 1000)[500:])
+    assert early_in_log_snr(noisy, 4) == even_in_log_snr(noisy, 4)
 
 
 @given(st.integers(1, 20), st.sampled_from(["linear", "cosine"]))

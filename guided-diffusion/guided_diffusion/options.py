@@ -20,7 +20,7 @@ DETECTORS = ("sfd", "blazeface", "yunet", "retinaface", "dlib")
 AUDIO_PRESETS = ("standard", "enhanced")
 # The fewest steps that are clearly nearer to 250 of DDIM than 25 are (docs/benchmarks.md, "Samplers"): sampler and
 # steps by whether the network predicts x_0. One that was trained little may need more.
-TURBO = {True: ("dpmpp_3m", "late5"), False: ("dpmpp_2m", "logsnr8")}
+TURBO = {True: ("dpmpp_3m", "late5"), False: ("dpmpp_2m", "early8")}
 QUALITY_PRESETS = {  # sampler, steps
     "turbo": ("turbo", ""), "fast": ("ddim", "ddim10"), "balanced": ("ddim", "ddim25"),
     "high": ("ddim", "ddim50"), "ultra": ("ddim", "ddim100"),
@@ -117,7 +117,7 @@ class Options:
     )  # fmt: skip
     use_ddim: bool = flag(False, "DDIM instead of ancestral sampling", "sampling")
     timestep_respacing: str = flag(
-        "", "ddimN, logsnrN (for dpmpp_2m), lateN (for dpmpp_3m), or steps per section as a,b,c", "sampling"
+        "", "ddimN, logsnrN or earlyN (for dpmpp_2m), lateN (for dpmpp_3m), or steps per section as a,b,c", "sampling"
     )
     clip_denoised: bool = flag(True, "clamp the x_0 prediction", "sampling")
     flow_guidance: float = flag(

@@ -4,7 +4,9 @@ import numpy as np
 
 from .gaussian_diffusion import GaussianDiffusion
 
-LOG_SNR, LATE = "logsnr", "late"
+LOG_SNR, EARLY, LATE = "logsnr", "early", "late"
+# Here, in half the logarithm of the signal-to-noise ratio, the noise is of 4.7 levels in 256.
+EARLY_END = 3.3
 # Up to here, in half the logarithm of the signal-to-noise ratio, networks that predict x_0 hardly change their minds.
 LATE_START = -2.5
 LATE_POWER = 0.85
@@ -14,16 +16,14 @@ def choose_timesteps(betas: np.ndarray, timestep_respacing: str) -> list[int]:
     """The training timesteps that a sampler visits, ascending.
 
     :param betas: float64 [T] of the unspaced process.
-    :param timestep_respacing: as for `space_timesteps`; or "logsnrN", see `even_in_log_snr`, or "lateN", see
-        `late_in_log_snr`.
+    :param timestep_respacing: as for `space_timesteps`; or "logsnrN", see `even_in_log_snr`, "earlyN", see
+        `early_in_log_snr`, or "lateN", see `late_in_log_snr`.
     :raises ValueError: for anything else, or counts that do not fit.
     """
-    if timestep_respacing.startswith(LOG_SNR):
-        count = _positive(timestep_respacing[len(LOG_SNR) :], timestep_respacing)
-        return even_in_log_snr(np.cumprod(1.0 - betas), count)
-    if timestep_respacing.startswith(LATE):
-        count = _positive(timestep_respacing[len(LATE) :], timestep_respacing)
-        return late_in_log_snr(np.cumprod(1.0 - betas), count)
+    spreads = {LOG_SNR: even_in_log_snr, EARLY: early_in_log_snr, LATE: late_in_log_snr}
+    for name, spread in spreads.items():
+        if timestep_respacing.startswith(name):
+            return spread(np.cumprod(1.0 - betas), _positive(timestep_respacing[len(name) :], timestep_respacing))
     return space_timesteps(len(betas), timestep_respacing)
 
 
@@ -67,6 +67,15 @@ def even_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
     return _nearest(alphas_cumprod, np.linspace(0, 1, count), -np.inf)
 
 
+def early_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
+    """As `even_in_log_snr`, but they end early, with a little noise left, which the last prediction of x_0 takes away.
+
+    For few steps of networks that predict epsilon: to the very end they make the picture too sharp, and steps that end
+    earlier are shorter (measured: docs/benchmarks.md, Samplers).
+    """
+    return _nearest(alphas_cumprod, np.linspace(0, 1, count), -np.inf, EARLY_END)
+
+
 def late_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
     """The training timesteps of very few steps for networks that predict x_0, ascending.
 
@@ -77,11 +86,14 @@ def late_in_log_snr(alphas_cumprod: np.ndarray, count: int) -> list[int]:
     return _nearest(alphas_cumprod, np.linspace(0, 1, count) ** LATE_POWER, LATE_START)
 
 
-def _nearest(alphas_cumprod: np.ndarray, shares: np.ndarray, start: float) -> list[int]:
-    """The timesteps nearest to these shares, 0 to 1, of the way in log-SNR to the picture, from `start` or later."""
+def _nearest(alphas_cumprod: np.ndarray, shares: np.ndarray, start: float, end: float = np.inf) -> list[int]:
+    """The timesteps nearest to these shares, 0 to 1, of the way in log-SNR to the picture.
+
+    :param start: they begin there, or at the strongest noise if that is later; `end`: there, or at the picture.
+    """
     log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
-    first = max(log_snr[-1], start)
-    steps = sorted({int(np.abs(log_snr - value).argmin()) for value in first + shares * (log_snr[0] - first)})
+    first, last = max(log_snr[-1], start), min(log_snr[0], end)
+    steps = sorted({int(np.abs(log_snr - value).argmin()) for value in first + shares * (last - first)})
     if len(steps) < len(shares):
         raise ValueError(f"{len(shares)} steps spaced in log-SNR do not fit into {len(log_snr)}; give fewer")
     return steps
@@ -89,7 +101,8 @@ def _nearest(alphas_cumprod: np.ndarray, shares: np.ndarray, start: float) -> li
 
 def _positive(text: str, timestep_respacing: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"{timestep_respacing!r}: give '', 'ddimN', 'logsnrN', 'lateN' or counts like '10,10,5'")
+        names = "'', 'ddimN', 'logsnrN', 'earlyN', 'lateN'"
+        raise ValueError(f"{timestep_respacing!r}: give {names} or counts like '10,10,5'")
     return int(text)
 
 
