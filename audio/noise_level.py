@@ -13,8 +13,8 @@ import librosa
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
+from .dilated import DilatedNetwork
 from .voice_activity import HOP, RATE
 
 BANDS = 40
@@ -25,7 +25,6 @@ WEIGHTS = Path(__file__).parent.parent / "checkpoints" / "noise_meter.safetensor
 
 _WIDTH = 80  # channels
 _DILATIONS = (1, 2, 4, 8, 16, 32) * 2
-_REACH = 1 + sum(_DILATIONS)  # hops that the network hears on either side: 4 s
 _HEARD_AT_ONCE = 2048  # hops: 65 s
 _PAUSE = 0.1  # probability that somebody speaks: below it nobody does
 _FEW = 8  # hops of pauses that count as much as what is told of the noise under speech
@@ -60,35 +59,19 @@ def band_power(block: np.ndarray) -> np.ndarray:
     return np.add.reduceat(power, BAND_EDGES, axis=1).astype(np.float32)
 
 
-class NoiseMeter(nn.Module):
-    """Of each hop, how its power is shared between speech and noise, and whether somebody speaks.
-
-    Convolutions over time, dilated ever further (as in Bai et al. 2018, but hearing what comes next, too), each on top
-    of what is there already.
-    """
+class NoiseMeter(DilatedNetwork):
+    """Of each hop, how its power is shared between speech and noise, and whether somebody speaks."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(BANDS, _WIDTH, 3, padding=1)
-        self.dilated = nn.ModuleList(nn.Conv1d(_WIDTH, _WIDTH, 3, padding=d, dilation=d) for d in _DILATIONS)
-        self.mixed = nn.ModuleList(nn.Conv1d(_WIDTH, _WIDTH, 1) for _ in _DILATIONS)
-        self.last = nn.Conv1d(_WIDTH, 2, 1)
+        super().__init__(BANDS, _WIDTH, _DILATIONS, 2)
 
     def forward(self, power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """:param power: float32 [N, n, BANDS].
         :return: float32 [N, n] each: the natural logarithm of speech's power over noise's, and the log-odds that
             somebody speaks.
         """
-        x = self.first((torch.log10(power + _SILENCE).transpose(1, 2) + 6) / 2)
-        for dilated, mixed in zip(self.dilated, self.mixed, strict=True):
-            x = x + mixed(nn.functional.gelu(dilated(_normalized(x))))
-        ratio, presence = self.last(_normalized(x)).unbind(1)
+        ratio, presence = self.convolved((torch.log10(power + _SILENCE) + 6) / 2).unbind(2)
         return ratio, presence
-
-
-def _normalized(x: torch.Tensor) -> torch.Tensor:
-    """Of each hop over the channels."""
-    return nn.functional.layer_norm(x.transpose(1, 2), x.shape[1:2]).transpose(1, 2)
 
 
 def shared_power(power: torch.Tensor, ratio: torch.Tensor, presence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,8 +116,8 @@ def _told(power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     meter, told = load_noise_meter(), [torch.zeros(2, 0)]
     with torch.inference_mode():
         for start in range(0, len(power), _HEARD_AT_ONCE):
-            before = min(start, _REACH)
-            heard = power[start - before : start + _HEARD_AT_ONCE + _REACH]
+            before = min(start, meter.reach)
+            heard = power[start - before : start + _HEARD_AT_ONCE + meter.reach]
             told.append(torch.cat(meter(heard[None]))[:, before : before + _HEARD_AT_ONCE])
     ratio, presence = torch.cat(told, dim=1)
     return ratio, presence

@@ -126,6 +126,8 @@ def test_a_long_sound_is_heard_in_pieces_as_in_one(speech: np.ndarray, monkeypat
 class Told:
     """A network that says the same of all hops, and that nobody speaks in those whose numbers are `pauses`."""
 
+    reach = 0
+
     def __init__(self, ratio: float, pauses: slice = slice(0)) -> None:
         self.ratio, self.pauses = ratio, pauses
 
