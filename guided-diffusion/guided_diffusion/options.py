@@ -74,7 +74,10 @@ class Options:
     audio_longer: Order = flag("cut", "when the sound outlasts the video", "sampling", typing.get_args(Order))
     pad_audio: bool = flag(False, "the result lasts as long as the sound, not one mel window less", "sampling")
     denoise_audio: str = flag("none", "take noise out of what the network hears", "sampling", DENOISERS)
-    denoise_strength: float = flag(0.5, "share of the denoiser's decibels that is taken", "sampling", within=(0.01, 1))
+    denoise_strength: float | None = flag(
+        None, "share of the denoiser's decibels that is taken; auto: half of spectral's, all of deep's", "sampling",
+        within=(0.01, 1), none="auto",
+    )  # fmt: skip
     compress_audio: bool = flag(False, "even out the loudness of what the network hears", "sampling")
     audio_preset: str = flag("", "the front end; by default the checkpoint's own", "sampling", ("", *AUDIO_PRESETS))
     mouth_gain: float = flag(
@@ -237,7 +240,7 @@ RULES: tuple[Rule, ...] = (
     (lambda o: o.stable_crop and not (o.blur_kernel_size or o.landmark_mask),
      "--stable_crop True has no whole pixels to paste a crop into: give --blur_kernel_size 15 or --landmark_mask True "
      "too"),
-    (lambda o: o.denoise_strength != Options.denoise_strength and o.denoise_audio == "none",
+    (lambda o: o.denoise_strength is not None and o.denoise_audio == "none",
      "--denoise_strength is for noise that is taken out: give --denoise_audio spectral or deep too"),
     (lambda o: o.blur_kernel_size != 0 and not 3 <= o.blur_kernel_size <= 63,
      "--blur_kernel_size {blur_kernel_size}: give 3 to 63 pixels, or 0 for no blending"),
