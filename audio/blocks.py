@@ -25,7 +25,7 @@ def in_pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Two sounds in blocks as of `in_blocks`, the second as long as the first: cut, or with a little silence after it,
     as lengths at other rates are rounded."""
-    padded = chain(others, [np.zeros(4, np.float32)])
+    padded = chain(others, [np.zeros(4, np.float32)])  # more than rounding lacks
     for block, other in zip(in_blocks(blocks, size), in_blocks(padded, size), strict=False):
         yield block, other[: len(block)]
 

@@ -7,7 +7,7 @@ depend on how the sound is cut into them.
 import ctypes
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import chain
 
@@ -70,7 +70,11 @@ def stored(blocks: Iterable[np.ndarray]) -> Iterator[Callable[[], Iterator[np.nd
 
         def read() -> Iterator[np.ndarray]:
             place = 0
-            while file.seek(place) == place and (block := file.read(1 << 18)):
+            while True:
+                file.seek(place)  # others may read it meanwhile
+                block = file.read(1 << 18)
+                if not block:
+                    return
                 place += len(block)
                 yield np.frombuffer(block, np.float32)
 
@@ -86,33 +90,31 @@ def denoised(
     """Parameters as of `preprocess`. A denoiser costs clean speech some of its detail, so it acts as far as there is
     noise."""
     with stored(blocks) as read:
-        powers = [band_power(block) for block in in_blocks(resampled(read(), rate, RATE), HOP << 5)]
-        snr = speech_to_noise(powers)
-        if snr is None:
-            snr = -np.inf  # it cannot be told
+        snr, gain = _heard(resampled(read(), rate, RATE))
         strength = STRENGTH[denoise] if strength is None else strength
         strength *= float(np.interp(snr, NOISY_TO_CLEAN[denoise], (1, 0)))
         if not strength:
             print(f"notice: the sound is clean (noise {snr:.0f} dB below the speech) and stays so", file=sys.stderr)
             yield from resampled(read(), rate, target)
-        elif denoise == "deep":
+            return
+        if denoise == "deep":
             sound = tqdm(read(), desc="denoise", unit="block", disable=None)
             first = resampled(denoise_deep(resampled(sound, rate, DEEP_RATE)), DEEP_RATE, RATE)
-            clean = resampled(refined(resampled(read(), rate, RATE), first, _gain(powers), strength), RATE, target)
-            yield from _at_level(resampled(read(), rate, target), clean)
+            clean = resampled(refined(resampled(read(), rate, RATE), first, gain, strength), RATE, target)
         else:
             clean = denoise_spectral(resampled(read(), rate, target), target, strength)
-            yield from _at_level(resampled(read(), rate, target), clean)
+        yield from _at_level(resampled(read(), rate, target), clean)
 
 
-def _gain(powers: Sequence[np.ndarray]) -> float:
-    """Factor that brings the louder moments of a sound to LEVEL.
-
-    :param powers: of its blocks, as of `band_power`.
-    """
-    power = np.concatenate(powers).sum(axis=1) if powers else np.zeros(0)
+def _heard(blocks: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Of a sound at RATE: `speech_to_noise`, minus infinity where it cannot be told; and the factor that brings its
+    louder moments to LEVEL."""
+    powers = [band_power(block) for block in in_blocks(blocks, HOP << 5)]
+    snr = speech_to_noise(powers)
+    power = np.concatenate([np.zeros(0), *(block.sum(axis=1) for block in powers)])
     loud = power[power > power.max(initial=0) * LOUD_SHARE]
-    return LEVEL / float(np.sqrt(loud.mean())) if len(loud) else 1.0
+    gain = LEVEL / float(np.sqrt(loud.mean())) if len(loud) else 1.0
+    return -np.inf if snr is None else snr, gain
 
 
 def _at_level(given: Iterable[np.ndarray], clean: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -17,10 +17,9 @@ from .blocks import in_pairs
 from .dilated import DilatedNetwork
 from .spectra import Spectra
 
-RATE = 16000  # Hz
 HOP = 256  # samples between frames, which are twice as long
 BINS = HOP + 1
-LEVEL = 0.05  # root mean square that all of a sound is brought to
+LEVEL = 0.05  # root mean square that the louder moments of a sound are brought to
 WEIGHTS = Path(__file__).parent.parent / "checkpoints" / "speech_refiner.safetensors"
 
 _WIDTH = 256
@@ -53,8 +52,8 @@ def refined(
 ) -> Iterator[np.ndarray]:
     """Speech as blocks of float32, in time with the noisy sound.
 
-    :param noisy, denoised: float32 [n] each, at RATE.
-    :param gain: factor that brings all of it to LEVEL; the result is as loud as what was given.
+    :param noisy, denoised: float32 [n] each, at voice_activity's RATE.
+    :param gain: factor that brings its louder moments to LEVEL; the result is as loud as what was given.
     :param strength: 0 to 1, share of the decibels (and of the phase) by which the noisy sound is changed.
     """
     spectra, sound = (Spectra(HOP), Spectra(HOP)), Spectra(HOP)

@@ -28,7 +28,8 @@ from _path import ROOT
 from audio.blocks import resampled
 from audio.hparams import DEFAULT, mel_basis
 from audio.preprocess import DEEP_RATE, DeepFilter
-from audio.speech_refiner import HOP, LEVEL, RATE, SpeechRefiner, load_speech_refiner
+from audio.speech_refiner import HOP, LEVEL, SpeechRefiner, load_speech_refiner
+from audio.voice_activity import RATE
 from guided_diffusion.dist_util import DEVICES, choose_device
 from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import load_checkpoint, load_model
@@ -57,8 +58,9 @@ class Mixtures(torch.utils.data.IterableDataset):
         self._cast, self._seed = cast, seed
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        torch.set_num_threads(1)
         worker = torch.utils.data.get_worker_info()
+        if worker:
+            torch.set_num_threads(1)
         rng = np.random.default_rng([self._seed, worker.id if worker else 0])
         with closing(DeepFilter()) as process:
             while True:
@@ -93,17 +95,25 @@ class Pool:
         self.clips = torch.zeros(capacity, 3, SECONDS * RATE, dtype=torch.float16, device=device)
         self.n = 0
         self._is_closed = False
+        self._error: BaseException | None = None
         loader = torch.utils.data.DataLoader(mixtures, batch_size=None, num_workers=workers)
         self.filling = threading.Thread(target=self._fill, args=(iter(loader),), daemon=True)
         self.filling.start()
 
     def _fill(self, coming: Iterator[torch.Tensor]) -> None:
-        for number, clip in enumerate(coming):
-            if self._is_closed:
-                break
-            place = number if number < N_JUDGED else N_JUDGED + (number - N_JUDGED) % (len(self.clips) - N_JUDGED)
-            self.clips[place] = clip
-            self.n = max(self.n, place + 1)
+        try:
+            for number, clip in enumerate(coming):
+                if self._is_closed:
+                    break
+                place = number if number < N_JUDGED else N_JUDGED + (number - N_JUDGED) % (len(self.clips) - N_JUDGED)
+                self.clips[place] = clip
+                self.n = max(self.n, place + 1)
+        except Exception as error:  # for those who wait for clips
+            self._error = error
+
+    def _check(self) -> None:
+        if self._error:
+            raise RuntimeError("no more mixtures are made") from self._error
 
     def close(self) -> None:
         self._is_closed = True
@@ -111,10 +121,12 @@ class Pool:
 
     def wait_for(self, n: int) -> None:
         while self.n < min(n, len(self.clips)):
+            self._check()
             time.sleep(0.1)
 
     def batch(self, size: int, generator: torch.Generator) -> torch.Tensor:
         """float32 [size, 3, n] of those that are learned from."""
+        self._check()
         chosen = torch.randint(N_JUDGED, self.n, (size,), generator=generator, device=self.clips.device)
         return self.clips[chosen].float()
 
@@ -153,7 +165,7 @@ class Hearing:
         return ((2 * unit - 1) * DEFAULT.max_abs_value).clamp(-DEFAULT.max_abs_value, DEFAULT.max_abs_value)
 
     def codes(self, mel: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-        """float32 [k, code] of the windows that begin at these steps, int64 [k], in every clip."""
+        """float32 [N * k, code] of the windows that begin at these steps, int64 [k], in every clip."""
         windows = mel.unfold(2, DEFAULT.window_steps, 1)[:, :, starts].transpose(1, 2).flatten(0, 1)
         return self._encode(windows).flatten(1)
 
@@ -161,7 +173,10 @@ class Hearing:
 def errors(
     hearing: Hearing, sound: torch.Tensor, speech: torch.Tensor, starts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far sound is from speech, float32 [N, n] each: in the mel; in the codes, as a share of their variance."""
+    """How far sound is from speech, in the mel, and in the codes as a share of their variance.
+
+    :param sound, speech: float32 [N, n].
+    """
     mel = hearing.mel(sound)
     with torch.no_grad():
         true_mel = hearing.mel(speech)
@@ -184,25 +199,27 @@ def train(refiner: SpeechRefiner, hearing: Hearing, pool: Pool, minutes: float, 
     optimizer = torch.optim.AdamW(refiner.parameters(), lr=LEARNING_RATE, weight_decay=2e-2, betas=(0.9, 0.98))
     pool.wait_for(MIN_POOL)
     start = said = time.monotonic()
+    step = 0
     with tqdm(unit="step", disable=None) as bar:
         while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
+            step += 1
             optimizer.param_groups[0]["lr"] = (
-                LEARNING_RATE * min(1, (bar.n + 1) / 200) * (0.01 + 0.5 + 0.5 * math.cos(math.pi * done))
+                LEARNING_RATE * min(1, step / 200) * (0.01 + 0.5 + 0.5 * math.cos(math.pi * done))
             )
             loss = loss_of(refiner, hearing, pool.batch(BATCH, generator), generator)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(refiner.parameters(), 1)
             optimizer.step()
-            keep = min(AVERAGE, (bar.n + 1) / (bar.n + 20))
+            keep = min(AVERAGE, step / (step + 19))
             with torch.no_grad():
                 for mean, weight in zip(average.parameters(), refiner.parameters(), strict=True):
                     mean.lerp_(weight, 1 - keep)
             bar.update()
-            if time.monotonic() > said + SECONDS_BETWEEN_WORDS:
+            if time.monotonic() > said + SECONDS_BETWEEN_WORDS and not bar.disable:
                 said = time.monotonic()
                 bar.set_postfix_str(f"{pool.n} clips; {judged(average, hearing, pool)}")
-    print(judged(average, hearing, pool))
+    print(f"{step} steps, {pool.n} clips; {judged(average, hearing, pool)}")
     return average
 
 
@@ -240,9 +257,12 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=12000, help="that are kept, 0.4 MB of the device's memory each")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--model_path", default=DEMO, help="checkpoint whose audio codes are to be as of clean speech")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the mixtures, too")
     parser.add_argument("--init", help="weights to go on from")
     arguments = parser.parse_args()
+    if arguments.clips <= N_JUDGED:
+        raise InputError(f"--clips {arguments.clips}: give more than {N_JUDGED}, which are kept to judge by")
+    DeepFilter().close()  # says at once what is not installed
     device = choose_device(arguments.device)
     people = [recorded(folder) for folder in arguments.speech]
     made = [synthetic(seed) for seed in tqdm(range(arguments.sentences), desc="espeak-ng", disable=None)]

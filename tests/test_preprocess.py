@@ -15,8 +15,20 @@ from test_loudness import loudness
 
 from audio.audio import melspectrogram, speech_mel
 from audio.blocks import in_blocks, resampled
-from audio.preprocess import DEEP_FRAME, DEEP_RATE, LOUDNESS, NOISY_TO_CLEAN, STRENGTH, evened, preprocess
+from audio.preprocess import (
+    _FRAMES,
+    DEEP_DELAY,
+    DEEP_FRAME,
+    DEEP_RATE,
+    LOUDNESS,
+    NOISY_TO_CLEAN,
+    STRENGTH,
+    _heard,
+    evened,
+    preprocess,
+)
 from audio.spectra import Spectra
+from audio.speech_refiner import LEVEL
 from guided_diffusion.errors import InputError
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech.wav"
@@ -127,7 +139,7 @@ def test_any_length_comes_back(n: int) -> None:
 def test_a_part_of_a_frame_may_be_left_behind_a_full_block() -> None:
     """One length in 256 ended the job, when the padding just began another block."""
     needs("deep")
-    n = 251 * DEEP_FRAME + 1
+    n = (_FRAMES - 1) * DEEP_FRAME - DEEP_DELAY + 1
     noise = np.random.default_rng(0).normal(0, 0.1, n).astype(np.float32)
     assert sum(map(len, preprocess([noise], DEEP_RATE, DEEP_RATE, "deep", 0.5))) == n
 
@@ -156,6 +168,25 @@ def test_by_default_a_denoiser_has_a_strength_of_its_own(denoise: str, noisy: np
     own = heard(sound, denoise=denoise, strength=STRENGTH[denoise])
     assert np.array_equal(heard(sound, denoise=denoise), own)
     assert not np.array_equal(heard(sound, denoise=denoise, strength=0.7), own)
+    assert STRENGTH == {"spectral": 0.5, "deep": 1.0}  # as options.py says
+
+
+@pytest.mark.parametrize("n", [1, 441, 5000])
+def test_deep_keeps_any_length_at_any_rates(n: int) -> None:
+    needs("deep")
+    noise = np.random.default_rng(n).normal(0, 0.1, n).astype(np.float32)
+    for rate, target in ((8000, 22050), (44100, 16000), (48000, 16000)):
+        plain = sum(map(len, resampled([noise], rate, target)))
+        assert sum(map(len, preprocess([noise], rate, target, "deep"))) == plain
+
+
+def test_the_refiner_hears_louder_moments_at_its_level() -> None:
+    """However loud they are, and however long the pauses."""
+    noise = np.random.default_rng(0).normal(0, 0.2, 2 * RATE).astype(np.float32)
+    for sound in (noise, np.concatenate([noise, np.zeros(20 * RATE, np.float32)])):
+        _, gain = _heard([sound])
+        assert gain * 0.2 == pytest.approx(LEVEL, rel=0.05)
+    assert _heard([])[1] == 1.0
 
 
 @pytest.mark.parametrize("flags", [{"denoise": "spectral"}, {"denoise": "deep"}, {"compress": True}])

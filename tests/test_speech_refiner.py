@@ -1,6 +1,8 @@
 """Denoised speech refined: in time, at its level, in blocks, and nearer to the speech than it was."""
 
+import tracemalloc
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from audio.audio import melspectrogram
 from audio.blocks import in_blocks, resampled
 from audio.preprocess import DEEP_RATE, denoise_deep
-from audio.speech_refiner import HOP, LEVEL, RATE, load_speech_refiner, refined
+from audio.speech_refiner import HOP, LEVEL, load_speech_refiner, refined
+from audio.voice_activity import RATE
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech.wav"
 
@@ -88,3 +91,17 @@ def test_no_more_is_heard_than_its_reach(noisy: np.ndarray, speech: np.ndarray) 
     before, after = (whole(refined([sound], [speech], 1.0)) for sound in (noisy, changed))
     assert np.array_equal(before[reach:], after[reach:])
     assert not np.array_equal(before[reach - 12 * HOP : reach], after[reach - 12 * HOP : reach])
+
+
+def test_memory_does_not_grow_with_the_sound() -> None:
+    def peak(seconds: int) -> int:
+        second = np.full(RATE, 0.01, np.float32)
+        tracemalloc.start()
+        for _ in refined(repeat(second, seconds), repeat(second, seconds), 1.0):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(1)
+    assert peak(60) < 1.2 * peak(20)

@@ -15,7 +15,8 @@ from train_speech_refiner import DEMO, Hearing, Mixtures, Pool, coloured, main, 
 
 from audio.audio import melspectrogram
 from audio.spectra import Spectra
-from audio.speech_refiner import HOP, LEVEL, RATE, SpeechRefiner
+from audio.speech_refiner import HOP, LEVEL, SpeechRefiner
+from audio.voice_activity import RATE
 from guided_diffusion.errors import InputError
 
 
@@ -91,6 +92,20 @@ def test_the_command_writes_weights_and_goes_on_from_them(tmp_path: Path, monkey
     assert main() == 0
     for name, weight in load_file(out).items():
         torch.testing.assert_close(weight, first[name], atol=5e-3, rtol=1e-2)
+
+
+def test_an_error_of_those_who_mix_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited for ever."""
+    monkeypatch.setattr(train_speech_refiner, "SECONDS", 1)
+    pool = Pool([torch.zeros(3, RATE - 1)], 0, torch.device("cpu"), 99)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no more mixtures"):
+        pool.wait_for(9)
+
+
+def test_too_few_clips_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "out", "--clips", "64"])
+    with pytest.raises(InputError, match="give more than 64"):
+        main()
 
 
 def test_mixtures_come_denoised(cast: Cast) -> None:
