@@ -159,7 +159,7 @@ def verdict(sound: Assessment) -> list[str]:
     if snr is not None and snr < GOOD_SNR:
         said.append(
             f"noise, music or other voices under the speech ({snr:.0f} dB): --denoise_audio deep gives back a part of "
-            "what noise and music take from the lips, less or none among other voices; separate the voice to have more"
+            "what noise and music take from the lips, less among other voices; separate the voice to have more"
         )
     if sound.loudness is None:
         said.append("silence")
