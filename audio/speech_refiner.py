@@ -1,7 +1,9 @@
-"""What another denoiser made of noisy speech, refined: what it took of the speech comes back, other voices go.
+"""What another denoiser made of noisy speech, refined: some of the speech that it took comes back, and of other voices
+some goes.
 
 A small network of our own hears the noisy and the denoised sound and says, at each time and frequency, how much of
-either is speech. scripts/train_speech_refiner.py made the weights, which come with the project.
+either is speech. Its weights come with the project (checkpoints/README.md);
+scripts/train_speech_refiner.py trains such.
 """
 
 from collections.abc import Iterable, Iterator

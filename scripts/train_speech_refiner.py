@@ -271,7 +271,7 @@ def main() -> int:
     mixtures = Mixtures(Cast(people, made), arguments.seed)
     hearing = Hearing(arguments.model_path, device)
     with closing(Pool(mixtures, arguments.workers, device, arguments.clips)) as pool:
-        refiner = train(refiner.train().to(device), hearing, pool, arguments.minutes, arguments.seed)
+        refiner = train(refiner.to(device), hearing, pool, arguments.minutes, arguments.seed)
     with replace_when_complete(Path(arguments.out)) as part:
         save_file({name: weight.half().cpu() for name, weight in refiner.state_dict().items()}, part)
     return 0
