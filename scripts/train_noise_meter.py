@@ -68,7 +68,7 @@ def decoded(path: Path) -> np.ndarray:
     """Of any format (audio_util takes the usual ones only), nothing where it is no sound."""
     resampler = av.AudioResampler("flt", "mono", RATE)
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="ignore") as container:
             frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
     except (av.FFmpegError, IndexError):
         return np.zeros(0, np.float32)

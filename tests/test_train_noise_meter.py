@@ -158,6 +158,15 @@ def test_recordings_of_any_format_are_read(tmp_path: Path) -> None:
         recorded(str(tmp_path / "nowhere"))
 
 
+def test_tags_in_another_encoding_do_not_stop_it(tmp_path: Path) -> None:
+    path = tmp_path / "old.wav"
+    soundfile.write(path, np.sin(np.arange(RATE)) / 2, RATE)
+    title = "Голос".encode("cp1251") + b"\0"
+    chunk = b"INFOINAM" + len(title).to_bytes(4, "little") + title
+    path.write_bytes(path.read_bytes() + b"LIST" + len(chunk).to_bytes(4, "little") + chunk)
+    assert [len(piece) for piece in recorded(str(tmp_path))] == [RATE]
+
+
 def test_the_command_writes_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         synthesize("a", "en")
