@@ -16,7 +16,7 @@ import generate
 from face_detection.playback import Playback
 from face_detection.tracks import fixed_track, voxceleb2_box
 from generate import load_tools, main
-from guided_diffusion import networks
+from guided_diffusion import networks, respace
 from guided_diffusion.dist_util import Ranks
 from guided_diffusion.options import TURBO, Options
 from guided_diffusion.sampling import SampleBatch, Sampler
@@ -50,9 +50,20 @@ def test_turbo_takes_the_steps_that_the_kind_of_network_needs(
     assert tools.sampler.diffusion.num_timesteps == steps
     sampler, respacing = TURBO[predict_xstart]
     assert tools.sampler.sampler == sampler
-    assert tools.sampler_key["steps"] == (sampler, respacing)
+    assert tools.sampler_key["sampler"] == sampler
     spelled_out = load_tools(replace(options, sampler=sampler, timestep_respacing=respacing), {}, Ranks())
     assert spelled_out.sampler_key == tools.sampler_key
+
+
+def test_steps_of_the_same_name_at_other_times_have_a_key_of_their_own(
+    small_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A work folder of an earlier version whose `late5` was spaced otherwise was gone on with."""
+    path = str(saved_network(tmp_path, {**small_config, "predict_xstart": True}))
+    options = Options(video_path="v", audio_path="a", model_path=path, sampler="turbo", device="cpu")
+    key = load_tools(options, {}, Ranks()).sampler_key
+    monkeypatch.setattr(respace, "LATE_POWER", 2.0)
+    assert load_tools(options, {}, Ranks()).sampler_key != key
 
 
 @pytest.mark.parametrize("predict_xstart", [True, False])

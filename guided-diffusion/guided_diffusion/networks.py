@@ -92,9 +92,10 @@ def load_sampler(
 
 def network_key(path: str, config: ModelConfig, engine: Engine, options: Options) -> dict[str, Any]:
     """What the samples of a checkpoint's network depend on."""
+    sampler, respacing = options.sampler_and_steps(config.predict_xstart)
     return {
         "checkpoint": file_digest(path), "config": dataclasses.asdict(config), "arithmetic": engine.key,
-        "steps": options.sampler_and_steps(config.predict_xstart),
+        "sampler": sampler, "timesteps": create_gaussian_diffusion(config, respacing).timestep_map.tolist(),
     }  # fmt: skip
 
 
