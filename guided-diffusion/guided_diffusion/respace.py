@@ -9,7 +9,7 @@ LOG_SNR, EARLY, LATE = "logsnr", "early", "late"
 EARLY_END = 3.3
 # Up to here, in half the logarithm of the signal-to-noise ratio, networks that predict x_0 hardly change their minds.
 LATE_START = -2.5
-LATE_POWER = 0.85
+LATE_POWER = 0.77
 
 
 def choose_timesteps(betas: np.ndarray, timestep_respacing: str) -> list[int]:
