@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
 from pathlib import Path
@@ -152,8 +152,8 @@ def noise(kind: str, n: int, seed: int = 0) -> np.ndarray:
     return made / np.sqrt(np.mean(made**2))
 
 
-def mixed(speech: np.ndarray, kind: str, snr: float) -> np.ndarray:
-    return with_noise(speech, noise(kind, len(speech)), snr, float(np.mean(speech**2)))
+def mixed(speech: np.ndarray, kind: str, snr: float, seed: int = 0) -> np.ndarray:
+    return with_noise(speech, noise(kind, len(speech), seed), snr, float(np.mean(speech**2)))
 
 
 def with_noise(speech: np.ndarray, added: np.ndarray, snr: float, power: float) -> np.ndarray:
@@ -187,8 +187,9 @@ def network(path: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @cache
-def opening_reader(path: str = DEMO) -> Callable[[np.ndarray], np.ndarray]:
-    """Sound to the mouth's opening in each frame, by ridge regression on the codes of a checkpoint's network."""
+def opening_of_codes(path: str = DEMO) -> tuple[np.ndarray, float]:
+    """float64 [code] and a constant: the mouth's opening is a code of a checkpoint's network times the one, plus the
+    other. By ridge regression."""
     encode = network(path)
     codes, true_openings = [], []
     for seed in range(N_FITTED):
@@ -199,8 +200,15 @@ def opening_reader(path: str = DEMO) -> Callable[[np.ndarray], np.ndarray]:
     x, y = np.concatenate(codes), np.concatenate(true_openings)
     mean, spread = x.mean(axis=0), x.std() + 1e-9
     z = (x - mean) / spread
-    weights = np.linalg.solve(z.T @ z + 10 * np.eye(z.shape[1]), z.T @ (y - y.mean()))
-    return lambda sound: (encode(sound) - mean) / spread @ weights + y.mean()
+    weights = np.linalg.solve(z.T @ z + 10 * np.eye(z.shape[1]), z.T @ (y - y.mean())) / spread
+    return weights, float(y.mean() - mean @ weights)
+
+
+def opening_reader(path: str = DEMO) -> Callable[[np.ndarray], np.ndarray]:
+    """Sound to the mouth's opening in each frame, told from the codes of a checkpoint's network."""
+    encode = network(path)
+    weights, constant = opening_of_codes(path)
+    return lambda sound: encode(sound) @ weights + constant
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -248,11 +256,11 @@ def mean_and_error(values: np.ndarray, sign: str = "-") -> str:
     return f"{values.mean():{sign}.3f} ± {values.std(ddof=1) / np.sqrt(len(values)):.3f}"
 
 
-def conditions(kinds: Sequence[str], snrs: Sequence[int]) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-    """The two cells that name each, noise and dB, and what makes it of clean speech."""
+def conditions(kinds: Sequence[str], snrs: Sequence[int]) -> Iterator[tuple[str, Callable[..., np.ndarray]]]:
+    """The two cells that name each, noise and dB, and what makes it of clean speech, and a `seed` of the noise."""
     for kind in kinds:
         if kind == "clean":
-            yield "clean | ", lambda sound: sound
+            yield "clean | ", lambda sound, **_: sound
         else:
             yield from ((f"{kind} | {snr}", partial(mixed, kind=kind, snr=snr)) for snr in snrs)
 
@@ -261,20 +269,26 @@ def conditions(kinds: Sequence[str], snrs: Sequence[int]) -> Iterator[tuple[str,
 
 
 def benchmark_noise(
-    kinds: Sequence[str], snrs: Sequence[int], recordings: Sequence[str], sentences: int, strength: float | None
-) -> None:
+    kinds: Sequence[str], snrs: Sequence[int], seeds: Sequence[int], recordings: Sequence[str], sentences: int,
+    strength: float | None,
+) -> None:  # fmt: skip
+    """Of each sentence the mean over the seeds."""
     speech = groups(recordings, sentences)
     mels = {name: melspectrogram(sound) for name, sound in speech.items()}
     read = opening_reader()
+
+    def r_of(sounds: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        return np.mean([by_sentence(read(sound["held out"]), sentences) for sound in sounds], axis=0)
+
     print(f"| noise | dB | method | {' | '.join(f'mel, {name}' for name in speech)} | r | gained |")
     print("|---" * (5 + len(speech)) + "|", flush=True)
     for condition, noisy in conditions(kinds, snrs):
-        before = {name: noisy(sound) for name, sound in speech.items()}
-        given = by_sentence(read(before["held out"]), sentences)
+        before = [{name: noisy(sound, seed=seed) for name, sound in speech.items()} for seed in seeds]
+        given = r_of(before)
         for method in METHODS:
-            after = {name: heard(sound, method, strength) for name, sound in before.items()}
-            moved = (np.abs(melspectrogram(sound) - mels[name]).mean() for name, sound in after.items())
-            r = given if method == "none" else by_sentence(read(after["held out"]), sentences)
+            after = [{name: heard(sound, method, strength) for name, sound in one.items()} for one in before]
+            moved = (np.mean([np.abs(melspectrogram(one[name]) - mels[name]).mean() for one in after]) for name in mels)
+            r = given if method == "none" else r_of(after)
             cells = [*(f"{d:.2f}" for d in moved), mean_and_error(r), mean_and_error(r - given, "+")]
             print(f"| {condition} | {method} | {' | '.join(cells)} |", flush=True)
 
@@ -325,21 +339,25 @@ def benchmark_level(sentences: int) -> None:
 
 def benchmark_people(
     recordings: Sequence[str], languages: Sequence[str], kinds: Sequence[str], snrs: Sequence[int],
-    strength: float | None,
+    seeds: Sequence[int], strength: float | None,
 ) -> None:  # fmt: skip
-    """Clean, r is 1 by definition; the share is of what noise took from that."""
+    """Clean, r is 1 by definition; the share is of what noise took from that. Of each piece the mean over the seeds."""
     spoken_by_all = [load_speech(path)[: int(PEOPLE_SECONDS * RATE)] for path in recordings]
     pieces = [at_loudness(sound) for sound in (*spoken_by_all, *in_languages(languages).values())]
     numbers, _ = piece_starts(pieces)
     clean, read = np.concatenate(pieces), opening_reader()
     reference = read(clean)
+
+    def r_of(sounds: Iterable[np.ndarray]) -> np.ndarray:
+        return np.mean([by_piece(read(sound), reference, numbers) for sound in sounds], axis=0)
+
     print("| noise | dB | method | r with the clean sound's | gained | given back, % |")
     print("|---" * 6 + "|", flush=True)
     for condition, noisy in conditions(kinds, snrs):
-        sound = noisy(clean)
-        given = by_piece(read(sound), reference, numbers)
+        sounds = [noisy(clean, seed=seed) for seed in seeds]
+        given = r_of(sounds)
         for method in METHODS:
-            r = given if method == "none" else by_piece(read(heard(sound, method, strength)), reference, numbers)
+            r = given if method == "none" else r_of(heard(sound, method, strength) for sound in sounds)
             lost = 1 - given.mean()
             share = f"{100 * (r - given).mean() / lost:.0f}" if lost > 1e-9 else ""
             cells = [mean_and_error(r), mean_and_error(r - given, "+"), share]
@@ -424,7 +442,7 @@ def main() -> int:
     parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
     parser.add_argument("--sentences", type=int, default=4, help="held-out ones of espeak-ng")
     parser.add_argument("--strength", type=float, help="for noise and people; default as of generate.py")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the noises, for snr")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the noises, for noise, people, snr")
     parser.add_argument("--models", nargs="+", default=[DEMO], help="checkpoints, for codes")
     parser.add_argument("--video", default=str(ROOT / "samples" / "astronaut.mp4"), help="for painted")
     parser.add_argument("--speech", help="for painted, in place of the held-out sentences")
@@ -439,7 +457,10 @@ def main() -> int:
     if arguments.measure:
         measure(*arguments.measure)
     elif arguments.part == "noise":
-        benchmark_noise(arguments.noises, arguments.snrs, arguments.recordings, arguments.sentences, arguments.strength)
+        benchmark_noise(
+            arguments.noises, arguments.snrs, arguments.seeds, arguments.recordings, arguments.sentences,
+            arguments.strength,
+        )  # fmt: skip
     elif arguments.part == "codes":
         benchmark_codes(arguments.models, arguments.noises, arguments.snrs, arguments.sentences)
     elif arguments.part == "painted":
@@ -453,8 +474,9 @@ def main() -> int:
         if not (arguments.recordings or arguments.languages):
             parser.error("people: give --recordings, --languages or both")
         benchmark_people(
-            arguments.recordings, arguments.languages, arguments.noises, arguments.snrs, arguments.strength
-        )
+            arguments.recordings, arguments.languages, arguments.noises, arguments.snrs, arguments.seeds,
+            arguments.strength,
+        )  # fmt: skip
     elif arguments.part == "snr":
         benchmark_snr(arguments.recordings, arguments.languages, arguments.seeds)
     elif arguments.part == "hour":

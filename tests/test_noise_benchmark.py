@@ -119,16 +119,19 @@ def test_recordings_and_sentences_are_held_against_what_is_heard_in_them_clean(
     monkeypatch.setattr(noise_benchmark, "load_speech", lambda _: level)
     monkeypatch.setattr(noise_benchmark, "in_languages", lambda names: dict.fromkeys(names, level))
     monkeypatch.setattr(noise_benchmark, "opening_reader", lambda: lambda sound: sound[:: RATE // FPS])
-    monkeypatch.setattr(noise_benchmark, "mixed", lambda sound, **_: -sound)
+    monkeypatch.setattr(noise_benchmark, "mixed", lambda sound, seed, **_: sound if seed else -sound)
     sign = np.repeat(np.where(np.arange(4 * FPS) % 2, -1, 1), RATE // FPS).astype(np.float32)
     monkeypatch.setattr(noise_benchmark, "heard", lambda sound, method, _: sound * (sign if method != "deep" else -1))
-    benchmark_people(["a.wav"], ["de"], ["white"], [5], 0.5)
+    benchmark_people(["a.wav"], ["de"], ["white"], [5], [0], 0.5)
     none, spectral, deep = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:])
     assert none[3].startswith("-1.000 ±")
     assert none[5] == "0 |"
     assert 20 < int(spectral[5].split()[0]) < 80
     assert deep[3].startswith("1.000 ±")
     assert deep[5] == "100 |"
+    benchmark_people(["a.wav"], ["de"], ["white"], [5], [0, 1], 0.5)
+    none = capsys.readouterr().out.splitlines()[2].split(" | ")
+    assert none[3].lstrip("-").startswith("0.000 ±")
 
 
 def test_sentences_of_the_languages_are_recordings_too(
