@@ -86,17 +86,20 @@ def synthetic(seed: int) -> Speaker:
 
 
 class Cast:
-    """Everybody who may speak."""
+    """Everybody who may speak.
 
-    def __init__(self, people: Sequence[Speaker], voices: Sequence[Speaker]) -> None:
-        self._people, self._voices = people, voices
+    :param paces: all that they say is up to exp(paces) times as fast or slow, and as high or low.
+    """
+
+    def __init__(self, people: Sequence[Speaker], voices: Sequence[Speaker], paces: float = 0.12) -> None:
+        self._people, self._voices, self._paces = people, voices, paces
 
     def speech(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, bool]:
         """n samples of one of them, faster or slower, and whether it is a recording."""
         is_recorded = bool(self._people) and rng.random() < RECORDED_SHARE
         group = self._people if is_recorded else self._voices
         speaker = group[int(rng.integers(len(group)))]
-        pace = np.exp(rng.uniform(-0.12, 0.12))
+        pace = np.exp(rng.uniform(-self._paces, self._paces))
         parts: list[np.ndarray] = [np.zeros(rng.integers(RATE // 2) if rng.random() < 0.5 else 0, np.float32)]
         while sum(map(len, parts)) < n * pace + 1:
             piece = speaker[int(rng.integers(len(speaker)))]

@@ -3,8 +3,8 @@
     python scripts/train_speech_refiner.py checkpoints/speech_refiner.safetensors --minutes 8 --speech FOLDER...
 
 Speech and noise are those of train_noise_meter.py, heard through `--denoise_audio deep`. Workers make mixtures all the
-while; batches are drawn from all that are there. What is learned: the mel that a network hears, and the audio code
-that the demo's network makes of it.
+while; batches are drawn from all that are there. What is learned: the mel that a network hears, the audio code
+that the demo's network makes of it, and the mouth's opening that the code tells.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from noise_benchmark import opening_of_codes
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
@@ -43,7 +44,8 @@ N_JUDGED = 64  # clips, the first ones, that are not learned from
 MIN_POOL = 256  # clips that are there before it begins
 LEARNING_RATE = 1e-3
 AVERAGE = 0.999  # of the weights, per step
-BABBLE_MORE = 0.15  # share of clips
+BABBLE_MORE = 0.45  # share of clips
+PACES = 0.22  # more than the noise meter's: the fewer voices there are, the more they are to differ
 MOST_COLOUR = 6.0  # dB
 SECONDS_BETWEEN_WORDS = 20.0
 
@@ -147,9 +149,14 @@ def sound_of(spectrum: torch.Tensor, n: int) -> torch.Tensor:
 
 
 class Hearing:
-    """What a network hears: the mel of the standard front end, and its audio codes of some windows."""
+    """What a network hears: the mel of the standard front end, its audio codes of some windows, and what those tell of
+    the mouth's opening.
 
-    def __init__(self, model_path: str, device: torch.device) -> None:
+    :param opening: float [code], of `opening_of_codes`.
+    """
+
+    def __init__(self, model_path: str, device: torch.device, opening: np.ndarray) -> None:
+        self._opening = torch.from_numpy(opening).float().to(device)
         self._basis = torch.from_numpy(mel_basis(DEFAULT)).to(device)
         self._window = torch.hann_window(DEFAULT.n_fft, device=device)
         self._encode = load_model(load_checkpoint(model_path), device).encode_audio
@@ -169,11 +176,15 @@ class Hearing:
         windows = mel.unfold(2, DEFAULT.window_steps, 1)[:, :, starts].transpose(1, 2).flatten(0, 1)
         return self._encode(windows).flatten(1)
 
+    def opening(self, codes: torch.Tensor) -> torch.Tensor:
+        """float32 [N, code] to [N, 1], but for a constant."""
+        return codes @ self._opening[:, None]
+
 
 def errors(
     hearing: Hearing, sound: torch.Tensor, speech: torch.Tensor, starts: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far sound is from speech, in the mel, and in the codes as a share of their variance.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How far sound is from speech: in the mel, and in the codes and the opening as shares of their variance.
 
     :param sound, speech: float32 [N, n].
     """
@@ -181,8 +192,12 @@ def errors(
     with torch.no_grad():
         true_mel = hearing.mel(speech)
         true_codes = hearing.codes(true_mel, starts)
-    of_codes = (hearing.codes(mel, starts) - true_codes).square().mean() / true_codes.var(0).mean()
-    return (mel - true_mel).abs().mean(), of_codes
+    codes = hearing.codes(mel, starts)
+    of_codes, of_opening = (
+        (one - true).square().mean() / true.var(0).mean().clamp(min=1e-6)
+        for one, true in ((codes, true_codes), (hearing.opening(codes), hearing.opening(true_codes)))
+    )
+    return (mel - true_mel).abs().mean(), of_codes, of_opening
 
 
 def coloured(spectrum: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -232,8 +247,8 @@ def loss_of(
         shaped = refiner(given[:, 0], given[:, 1])
     last = n // DEFAULT.hop_size - DEFAULT.window_steps
     starts = torch.randint(0, last, (WINDOWS_OF_ONE,), generator=generator, device=clips.device)
-    of_mel, of_codes = errors(hearing, sound_of(shaped, n), sound_of(given[:, 2], n), starts)
-    return of_mel + of_codes
+    of_mel, of_codes, of_opening = errors(hearing, sound_of(shaped, n), sound_of(given[:, 2], n), starts)
+    return of_mel + (of_codes + of_opening) / 2
 
 
 @torch.inference_mode()
@@ -244,7 +259,10 @@ def judged(refiner: SpeechRefiner, hearing: Hearing, pool: Pool) -> str:
     sounds = {"noisy": clips[:, 0], "denoised": clips[:, 1], "refined": sound_of(refiner(given[:, 0], given[:, 1]), n)}
     starts = torch.arange(0, n // DEFAULT.hop_size - DEFAULT.window_steps, 8, device=clips.device)
     found = {name: errors(hearing, sound, clips[:, 2], starts) for name, sound in sounds.items()}
-    return ", ".join(f"{name}: mel {of_mel:.3f}, codes {of_codes:.3f}" for name, (of_mel, of_codes) in found.items())
+    return "; ".join(
+        f"{name}: mel {of_mel:.3f}, codes {of_codes:.3f}, opening {of_opening:.3f}"
+        for name, (of_mel, of_codes, of_opening) in found.items()
+    )
 
 
 def main() -> int:
@@ -268,8 +286,8 @@ def main() -> int:
     made = [synthetic(seed) for seed in tqdm(range(arguments.sentences), desc="espeak-ng", disable=None)]
     torch.manual_seed(arguments.seed)
     refiner = copy.deepcopy(load_speech_refiner(arguments.init)) if arguments.init else SpeechRefiner()
-    mixtures = Mixtures(Cast(people, made), arguments.seed)
-    hearing = Hearing(arguments.model_path, device)
+    mixtures = Mixtures(Cast(people, made, PACES), arguments.seed)
+    hearing = Hearing(arguments.model_path, device, opening_of_codes(arguments.model_path)[0])
     with closing(Pool(mixtures, arguments.workers, device, arguments.clips)) as pool:
         refiner = train(refiner.to(device), hearing, pool, arguments.minutes, arguments.seed)
     with replace_when_complete(Path(arguments.out)) as part:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from make_sample import synthesize
 from safetensors.torch import load_file
 from train_noise_meter import Cast
-from train_speech_refiner import DEMO, Hearing, Mixtures, Pool, coloured, main, mixture, sound_of, spectra
+from train_speech_refiner import (
+    DEMO,
+    Hearing,
+    Mixtures,
+    Pool,
+    coloured,
+    errors,
+    main,
+    mixture,
+    sound_of,
+    spectra,
+)
 
 from audio.audio import melspectrogram
 from audio.spectra import Spectra
@@ -31,7 +42,7 @@ def cast() -> Cast:
 
 @pytest.fixture(scope="module")
 def hearing() -> Hearing:
-    return Hearing(DEMO, torch.device("cpu"))
+    return Hearing(DEMO, torch.device("cpu"), np.linspace(-1, 1, 128))
 
 
 @settings(deadline=None, max_examples=20)
@@ -54,6 +65,19 @@ def test_spectra_are_those_of_preprocessing() -> None:
 def test_the_mel_is_the_networks_own(hearing: Hearing) -> None:
     sound = np.random.default_rng(0).normal(0, LEVEL, RATE).astype(np.float32)
     np.testing.assert_allclose(hearing.mel(torch.from_numpy(sound)[None])[0].numpy(), melspectrogram(sound), atol=2e-3)
+
+
+def test_what_is_learned_is_nothing_for_speech_itself_and_more_for_more_noise(hearing: Hearing) -> None:
+    rng = np.random.default_rng(0)
+    t = np.arange(RATE) / RATE
+    speech = torch.from_numpy(np.sin(900 * t) * np.sin(9 * t) * LEVEL).float()[None]
+    noise = torch.from_numpy(rng.normal(0, LEVEL, (1, RATE))).float()
+    starts = torch.arange(0, 60, 10)
+    none, little, much = (errors(hearing, speech + share * noise, speech, starts) for share in (0, 0.1, 1))
+    assert [float(error) for error in none] == [0, 0, 0]
+    assert all(0 < a < b for a, b in zip(little, much, strict=True))
+    codes = torch.randn(5, 128)
+    torch.testing.assert_close(hearing.opening(codes)[:, 0], (codes * torch.linspace(-1, 1, 128)).sum(1))
 
 
 def test_colours_are_the_same_for_all_sounds_of_a_clip() -> None:
@@ -82,6 +106,7 @@ def test_the_command_writes_weights_and_goes_on_from_them(tmp_path: Path, monkey
         pytest.skip("libespeak-ng is not installed")
     for name, value in {"SECONDS": 1, "BATCH": 1, "WINDOWS_OF_ONE": 2, "N_JUDGED": 1, "MIN_POOL": 2}.items():
         monkeypatch.setattr(train_speech_refiner, name, value)
+    monkeypatch.setattr(train_speech_refiner, "opening_of_codes", lambda _: (np.linspace(-1, 1, 128), 0.0))
     out = tmp_path / "refiner.safetensors"
     flags = ["x", str(out), "--sentences", "2", "--minutes", "0.01", "--clips", "3", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", flags)
