@@ -39,6 +39,7 @@ SECONDS = (2, 4, 6, 8)  # of a clip
 BATCH_SECONDS = 32  # of speech in a batch, each in LEVELS_OF_ONE ratios
 LEVELS_OF_ONE = 4
 RECORDED_SHARE = 0.45  # of the clips
+PACES = 0.12  # logarithm of the most
 LOWEST_TRUTH = -10.0  # dB
 SPEECH_RANGE = 25.0  # dB below the loud moments of speech
 LEARNING_RATE = 2e-3
@@ -68,7 +69,7 @@ def decoded(path: Path) -> np.ndarray:
     """Of any format (audio_util takes the usual ones only), nothing where it is no sound."""
     resampler = av.AudioResampler("flt", "mono", RATE)
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
     except (av.FFmpegError, IndexError):
         return np.zeros(0, np.float32)
@@ -91,7 +92,7 @@ class Cast:
     :param paces: all that they say is up to exp(paces) times as fast or slow, and as high or low.
     """
 
-    def __init__(self, people: Sequence[Speaker], voices: Sequence[Speaker], paces: float = 0.12) -> None:
+    def __init__(self, people: Sequence[Speaker], voices: Sequence[Speaker], paces: float = PACES) -> None:
         self._people, self._voices, self._paces = people, voices, paces
 
     def speech(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, bool]:

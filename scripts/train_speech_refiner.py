@@ -2,9 +2,10 @@
 
     python scripts/train_speech_refiner.py checkpoints/speech_refiner.safetensors --minutes 8 --speech FOLDER...
 
-Speech and noise are those of train_noise_meter.py, heard through `--denoise_audio deep`. Workers make mixtures all the
-while; batches are drawn from all that are there. What is learned: the mel that a network hears, the audio code
-that the demo's network makes of it, and the mouth's opening that the code tells.
+Speech and noise are those of train_noise_meter.py, but with voices that differ more, more of them in the background,
+heard through `--denoise_audio deep`. Workers make mixtures all the while; batches are drawn from all that are there.
+What is learned: the mel that a network hears, the audio code that the demo's network makes of it, and the mouth's
+opening that the code tells.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from noise_benchmark import opening_of_codes
+from noise_benchmark import DEMO, opening_of_codes
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 from train_noise_meter import Cast, decibels, in_a_room, microphone, noise, recorded, rms, synthetic, voices
 
-from _path import ROOT
+import _path  # noqa: F401
 from audio.blocks import resampled
 from audio.hparams import DEFAULT, mel_basis
 from audio.preprocess import DEEP_RATE, DeepFilter
@@ -36,7 +37,6 @@ from guided_diffusion.errors import InputError
 from guided_diffusion.script_util import load_checkpoint, load_model
 from guided_diffusion.store import replace_when_complete
 
-DEMO = str(ROOT / "checkpoints" / "demo.safetensors")
 SECONDS = 4  # of a clip
 BATCH = 32
 WINDOWS_OF_ONE = 24  # mel windows of a clip whose audio codes are compared
@@ -44,7 +44,7 @@ N_JUDGED = 64  # clips, the first ones, that are not learned from
 MIN_POOL = 256  # clips that are there before it begins
 LEARNING_RATE = 1e-3
 AVERAGE = 0.999  # of the weights, per step
-BABBLE_MORE = 0.45  # share of clips
+BABBLE_MORE = 0.45  # share of clips, beside what `noise` makes
 PACES = 0.22  # more than the noise meter's: the fewer voices there are, the more they are to differ
 MOST_COLOUR = 6.0  # dB
 SECONDS_BETWEEN_WORDS = 20.0
@@ -280,14 +280,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.clips <= N_JUDGED:
         raise InputError(f"--clips {arguments.clips}: give more than {N_JUDGED}, which are kept to judge by")
-    DeepFilter().close()  # says at once what is not installed
+    DeepFilter().close()  # says at once what is not installed, and so does espeak-ng
+    opening, _ = opening_of_codes(arguments.model_path)
     device = choose_device(arguments.device)
     people = [recorded(folder) for folder in arguments.speech]
     made = [synthetic(seed) for seed in tqdm(range(arguments.sentences), desc="espeak-ng", disable=None)]
     torch.manual_seed(arguments.seed)
     refiner = copy.deepcopy(load_speech_refiner(arguments.init)) if arguments.init else SpeechRefiner()
     mixtures = Mixtures(Cast(people, made, PACES), arguments.seed)
-    hearing = Hearing(arguments.model_path, device, opening_of_codes(arguments.model_path)[0])
+    hearing = Hearing(arguments.model_path, device, opening)
     with closing(Pool(mixtures, arguments.workers, device, arguments.clips)) as pool:
         refiner = train(refiner.to(device), hearing, pool, arguments.minutes, arguments.seed)
     with replace_when_complete(Path(arguments.out)) as part:

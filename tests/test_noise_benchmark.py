@@ -18,6 +18,8 @@ from noise_benchmark import (
     mixed,
     network,
     noise,
+    opening_of_codes,
+    opening_reader,
     truth,
 )
 from test_loudness import loudness
@@ -92,6 +94,25 @@ def test_conditions_are_named_and_clean_speech_is_left_as_it_is() -> None:
     assert list(named) == ["clean | ", "white | 5", "white | 0"]
     assert named["clean | "](speech) is speech
     assert np.array_equal(named["white | 0"](speech), mixed(speech, "white", 0))
+    assert np.array_equal(named["white | 0"](speech, seed=1), mixed(speech, "white", 0, seed=1))
+    assert not np.array_equal(mixed(speech, "white", 0, seed=1), mixed(speech, "white", 0))
+
+
+def test_the_opening_is_told_from_codes_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    weights = np.array([2.0, -1, 0.5])
+
+    def sentence(seed: int, _voices: object) -> tuple[np.ndarray, np.ndarray]:
+        sound = np.random.default_rng(seed).normal(4, 30, (9, 3))
+        return sound, sound @ weights + 7
+
+    monkeypatch.setattr(noise_benchmark, "sentence", sentence)
+    monkeypatch.setattr(noise_benchmark, "network", lambda _: lambda sound: sound)
+    found, constant = opening_of_codes("of a test")
+    np.testing.assert_allclose(found, weights, rtol=0.1)
+    assert constant == pytest.approx(7, abs=1)
+    codes = rng.normal(4, 30, (5, 3))
+    np.testing.assert_allclose(opening_reader("of a test")(codes), codes @ found + constant)
 
 
 def test_each_sentence_is_held_against_its_own_truth(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ STAND_IN = """#!/bin/sh
 case $1 in
   -c) case $2 in *sys.prefix*) echo "$VIRTUAL_ENV" ;; esac ;;
   -m) [ "$2" = pip ] && echo installed >> "$VIRTUAL_ENV/pip" || printf '%s\\n' "$@" > "$VIRTUAL_ENV/asked" ;;
-  *) printf '%s\\n' "$@" > "$VIRTUAL_ENV/asked" ;;
+  *) printf '%s\\n' "$@" > "$VIRTUAL_ENV/asked"; printf '%s\\n' "$@" > "$VIRTUAL_ENV/asked-${1##*/}" ;;
 esac
 """
 
@@ -77,6 +77,19 @@ def test_the_demo_runs_on_what_the_repository_brings(environment: dict[str, str]
     for path in ("samples/astronaut.mp4", "samples/speech.wav", "checkpoints/demo.safetensors"):
         assert (root / path).is_file()
         assert f"$root/{path}" in (SCRIPTS / "demo.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [[], ["--quality_preset=fast"], ["--sampler", "ddim"], ["--sampling_steps", "4"], ["--timestep_respacing=ddim9"]],
+)
+def test_the_demo_takes_turbo_unless_the_caller_says_how_many_steps(
+    own: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    asked("demo.sh", environment, *own)
+    said = (tmp_path / "asked-generate.py").read_text().splitlines()
+    assert ("turbo" in said) == (not own)
+    assert said[len(said) - len(own) :] == own
 
 
 def test_a_result_lasts_as_long_as_its_sound_unless_the_caller_says_no(environment: dict[str, str]) -> None:

@@ -54,6 +54,18 @@ def test_speech_is_of_one_speaker_and_as_long_as_asked(cast: Cast) -> None:
     assert not any(is_recorded for _, is_recorded in (Cast([], [[made[0][0]]]).speech(rng, RATE) for _ in range(9)))
 
 
+def test_voices_are_faster_and_higher_up_to_the_paces() -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(20 * RATE) / RATE).astype(np.float32)
+
+    def heights(paces: float) -> np.ndarray:
+        cast, rng = Cast([], [[tone]], paces), np.random.default_rng(0)
+        heard = (cast.speech(rng, 2 * RATE)[0][RATE:] for _ in range(30))
+        return np.log([np.abs(np.fft.rfft(sound)).argmax() / 1000 for sound in heard])
+
+    assert np.abs(heights(0)).max() < 0.002
+    assert 0.15 < np.abs(heights(0.2)).max() < 0.202
+
+
 @pytest.mark.parametrize("made_by", [steady, varying, hum, music])
 def test_noise_is_never_the_same(made_by: object) -> None:
     one, same, other = (made_by(np.random.default_rng(seed), RATE) for seed in (1, 1, 2))  # type: ignore[operator]

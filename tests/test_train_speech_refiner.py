@@ -76,6 +76,8 @@ def test_what_is_learned_is_nothing_for_speech_itself_and_more_for_more_noise(he
     none, little, much = (errors(hearing, speech + share * noise, speech, starts) for share in (0, 0.1, 1))
     assert [float(error) for error in none] == [0, 0, 0]
     assert all(0 < a < b for a, b in zip(little, much, strict=True))
+    deaf = Hearing(DEMO, torch.device("cpu"), np.zeros(128))
+    assert [float(error) > 0 for error in errors(deaf, speech + noise, speech, starts)] == [True, True, False]
     codes = torch.randn(5, 128)
     torch.testing.assert_close(hearing.opening(codes)[:, 0], (codes * torch.linspace(-1, 1, 128)).sum(1))
 
