@@ -82,7 +82,7 @@ def refined(
 def _shaped(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Noisy frames, and the mean of their denoised ones and what the network makes of both: complex64 [n, BINS] each.
 
-    The mean as the denoiser has heard more voices and more music, and the two err in other places (measured).
+    The mean as the denoiser has heard more music, and the two err in other places (measured).
 
     :param blocks: noisy and denoised frames, complex64 [2, n, BINS] each.
     """
