@@ -18,6 +18,7 @@ from train_speech_refiner import (
     Pool,
     coloured,
     errors,
+    loss_of,
     main,
     mixture,
     sound_of,
@@ -80,6 +81,13 @@ def test_what_is_learned_is_nothing_for_speech_itself_and_more_for_more_noise(he
     assert [float(error) > 0 for error in errors(deaf, speech + noise, speech, starts)] == [True, True, False]
     codes = torch.randn(5, 128)
     torch.testing.assert_close(hearing.opening(codes)[:, 0], (codes * torch.linspace(-1, 1, 128)).sum(1))
+
+
+def test_the_opening_counts_in_the_loss(hearing: Hearing) -> None:
+    clips = torch.from_numpy(np.random.default_rng(0).normal(0, LEVEL, (1, 3, RATE))).float()
+    deaf, refiner = Hearing(DEMO, torch.device("cpu"), np.zeros(128)), SpeechRefiner()
+    heard, unheard = (loss_of(refiner, each, clips, torch.Generator().manual_seed(0)) for each in (hearing, deaf))
+    assert heard > unheard + 0.01
 
 
 def test_colours_are_the_same_for_all_sounds_of_a_clip() -> None:
