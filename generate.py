@@ -24,6 +24,7 @@ from tqdm import tqdm
 from audio.assess import assess
 from audio.audio import Prepare, count_windows, frames_of_sound, hushed, louder, mel_window, speech_mel
 from audio.hparams import HParams, analysis_for, front_end
+from audio.preprocess import WEIGHTS as DENOISER_WEIGHTS
 from audio.preprocess import preprocess
 from audio.silence import SpeechListener, rest_shares
 from face_detection.api import Detection, FaceAlignment, face_identity
@@ -486,6 +487,8 @@ def work_files(job: Job, options: Options, tools: Tools) -> WorkFiles:
         "front_end": dataclasses.asdict(front_end(tools.config)),  # it says how many frames the sound suffices for
     }  # fmt: skip
     samples = {**motion, "sampler": tools.sampler_key}
+    if options.denoise_audio != "none":
+        samples["denoiser"] = [file_digest(str(path)) for path in DENOISER_WEIGHTS[options.denoise_audio]]
     # boxes, and so samples, are the same with landmarks and without, but where they are drawn by them
     if options.finds_landmarks and options.face_detector != "dlib" and tools.detector is not None:
         faces["detector"] = tools.detector.fingerprint(with_landmarks=True)

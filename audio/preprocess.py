@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from guided_diffusion.errors import InputError
 
+from . import noise_level, speech_refiner
 from .blocks import in_blocks, in_pairs, resampled
 from .loudness import LoudnessMeter
 from .noise_level import band_power, speech_to_noise
@@ -27,6 +28,8 @@ from .voice_activity import HOP, RATE
 # dB of speech over noise: below the first a denoiser acts with all of its strength, above the second not at all
 NOISY_TO_CLEAN = {"spectral": (20.0, 30.0), "deep": (40.0, 50.0)}
 STRENGTH = {"spectral": 0.5, "deep": 1.0}
+# the project's own files that a denoiser's result depends on
+WEIGHTS = {"none": (), "spectral": (noise_level.WEIGHTS,), "deep": (noise_level.WEIGHTS, speech_refiner.WEIGHTS)}
 DEEP_RATE = 48000
 DEEP_FRAME = 480
 DEEP_DELAY = 1440  # samples: 30 ms

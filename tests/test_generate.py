@@ -21,6 +21,7 @@ from fill import fill_
 import generate
 from audio.audio import louder, speech_mel
 from audio.hparams import DEFAULT, ENHANCED_AUDIO_CONFIG, HParams
+from audio.preprocess import WEIGHTS as DENOISER_WEIGHTS
 from audio.preprocess import preprocess
 from face_detection import playback
 from face_detection.api import Detection
@@ -594,6 +595,24 @@ def test_every_input_changes_the_keys(keyed: tuple[Job, Options, Tools], monkeyp
         Path(path).write_bytes(content)
     monkeypatch.setattr(generate, "versions", lambda: {"opencv-python": "0"})
     assert differing(keys(job, options, tools), before) == [True, True, True]
+
+
+@pytest.mark.parametrize("denoise", DENOISER_WEIGHTS)
+def test_a_denoisers_weights_are_in_the_key_of_the_samples(
+    denoise: str, keyed: tuple[Job, Options, Tools], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --work_dir, samples of a former network came back with a new one."""
+    job, options, tools = keyed
+    options = replace(options, denoise_audio=denoise)
+    before = keys(job, options, tools)
+    (tmp_path / "other").write_bytes(b"")
+    for number in range(len(DENOISER_WEIGHTS[denoise])):
+        others = list(DENOISER_WEIGHTS[denoise])
+        others[number] = tmp_path / "other"
+        monkeypatch.setitem(DENOISER_WEIGHTS, denoise, others)
+        assert differing(keys(job, options, tools), before) == [False, False, True]
+        monkeypatch.undo()
+    assert [path.name for path in DENOISER_WEIGHTS["deep"]] == ["noise_meter.safetensors", "speech_refiner.safetensors"]
 
 
 def differing(keys: Sequence[str], others: Sequence[str]) -> list[bool]:
