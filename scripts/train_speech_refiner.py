@@ -5,7 +5,7 @@
 Speech and noise are those of train_noise_meter.py, but with voices that differ more, more of them in the background,
 heard through `--denoise_audio deep`. Workers make mixtures all the while; batches are drawn from all that are there.
 What is learned: the mel that a network hears, the audio code that the demo's network makes of it, and the mouth's
-opening that the code tells.
+opening that the code tells. It is meant for a GPU, of whose memory it takes some 12 GB beside the clips.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from noise_benchmark import DEMO, opening_of_codes
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
@@ -39,10 +40,10 @@ from guided_diffusion.store import replace_when_complete
 
 SECONDS = 4  # of a clip
 BATCH = 32
-WINDOWS_OF_ONE = 24  # mel windows of a clip whose audio codes are compared
+WINDOWS_OF_ONE = 6  # mel windows of a clip whose audio codes are compared
 N_JUDGED = 64  # clips, the first ones, that are not learned from
 MIN_POOL = 256  # clips that are there before it begins
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1.5e-3
 AVERAGE = 0.999  # of the weights, per step
 BABBLE_MORE = 0.45  # share of clips, beside what `noise` makes
 PACES = 0.22  # more than the noise meter's: the fewer voices there are, the more they are to differ
@@ -254,15 +255,32 @@ def loss_of(
 @torch.inference_mode()
 def judged(refiner: SpeechRefiner, hearing: Hearing, pool: Pool) -> str:
     """How far from speech the clips are that are not learned from."""
-    clips = pool.clips[:N_JUDGED].float()
-    given, n = spectra(clips[:, :2]), clips.shape[-1]
-    sounds = {"noisy": clips[:, 0], "denoised": clips[:, 1], "refined": sound_of(refiner(given[:, 0], given[:, 1]), n)}
-    starts = torch.arange(0, n // DEFAULT.hop_size - DEFAULT.window_steps, 8, device=clips.device)
-    found = {name: errors(hearing, sound, clips[:, 2], starts) for name, sound in sounds.items()}
+    n = pool.clips.shape[-1]
+    starts = torch.arange(0, n // DEFAULT.hop_size - DEFAULT.window_steps, 8, device=pool.clips.device)
+    found: dict[str, list[tuple[float, ...]]] = {"noisy": [], "denoised": [], "refined": []}
+    for clips in pool.clips[:N_JUDGED].float().split(BATCH):
+        noisy, denoised, speech = clips.unbind(1)
+        given = spectra(clips[:, :2])
+        sounds = (noisy, denoised, sound_of(refiner(given[:, 0], given[:, 1]), n))
+        for own, sound in zip(found.values(), sounds, strict=True):
+            own.append(tuple(float(error) for error in errors(hearing, sound, speech, starts)))
     return "; ".join(
         f"{name}: mel {of_mel:.3f}, codes {of_codes:.3f}, opening {of_opening:.3f}"
-        for name, (of_mel, of_codes, of_opening) in found.items()
+        for name, (of_mel, of_codes, of_opening) in ((name, np.mean(own, axis=0)) for name, own in found.items())
     )
+
+
+def begun(path: str | None) -> SpeechRefiner:
+    """A network with the weights of a file, or anew.
+
+    :raises InputError: it is not such a file.
+    """
+    if path is None:
+        return SpeechRefiner()
+    try:
+        return copy.deepcopy(load_speech_refiner(path))
+    except (OSError, RuntimeError, SafetensorError):
+        raise InputError(f"--init {path}: no weights of this network; give a file that this script wrote") from None
 
 
 def main() -> int:
@@ -280,13 +298,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.clips <= N_JUDGED:
         raise InputError(f"--clips {arguments.clips}: give more than {N_JUDGED}, which are kept to judge by")
+    torch.manual_seed(arguments.seed)
+    refiner = begun(arguments.init)
     DeepFilter().close()  # says at once what is not installed, and so does espeak-ng
     opening, _ = opening_of_codes(arguments.model_path)
     device = choose_device(arguments.device)
     people = [recorded(folder) for folder in arguments.speech]
     made = [synthetic(seed) for seed in tqdm(range(arguments.sentences), desc="espeak-ng", disable=None)]
-    torch.manual_seed(arguments.seed)
-    refiner = copy.deepcopy(load_speech_refiner(arguments.init)) if arguments.init else SpeechRefiner()
     mixtures = Mixtures(Cast(people, made, PACES), arguments.seed)
     hearing = Hearing(arguments.model_path, device, opening)
     with closing(Pool(mixtures, arguments.workers, device, arguments.clips)) as pool:

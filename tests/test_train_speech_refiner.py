@@ -9,7 +9,7 @@ import train_speech_refiner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_sample import synthesize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from train_noise_meter import Cast
 from train_speech_refiner import (
     DEMO,
@@ -123,7 +123,7 @@ def test_the_command_writes_weights_and_goes_on_from_them(tmp_path: Path, monkey
     assert main() == 0
     first = load_file(out)
     assert {*first} == {*SpeechRefiner().state_dict()}
-    monkeypatch.setattr("sys.argv", [*flags, "--init", str(out)])
+    monkeypatch.setattr("sys.argv", [*flags, "--init", str(out), "--seed", "1"])
     assert main() == 0
     for name, weight in load_file(out).items():
         torch.testing.assert_close(weight, first[name], atol=5e-3, rtol=1e-2)
@@ -140,6 +140,17 @@ def test_an_error_of_those_who_mix_ends_the_training(monkeypatch: pytest.MonkeyP
 def test_too_few_clips_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["x", "out", "--clips", "64"])
     with pytest.raises(InputError, match="give more than 64"):
+        main()
+
+
+@pytest.mark.parametrize("content", [None, b"x", save({"first.weight": torch.zeros(1)})])
+def test_other_weights_are_no_start(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ended in a traceback, after minutes."""
+    path = tmp_path / "other.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["x", "out", "--init", str(path)])
+    with pytest.raises(InputError, match="no weights of this network"):
         main()
 
 
