@@ -13,8 +13,8 @@ import librosa
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from .dilated import DilatedNetwork
 from .voice_activity import HOP, RATE
 
 BANDS = 40
@@ -59,19 +59,36 @@ def band_power(block: np.ndarray) -> np.ndarray:
     return np.add.reduceat(power, BAND_EDGES, axis=1).astype(np.float32)
 
 
-class NoiseMeter(DilatedNetwork):
-    """Of each hop, how its power is shared between speech and noise, and whether somebody speaks."""
+class NoiseMeter(nn.Module):
+    """Of each hop, how its power is shared between speech and noise, and whether somebody speaks.
+
+    Convolutions over time, dilated ever further (as in Bai et al. 2018, but hearing what comes next, too), each on top
+    of what is there already. `reach` hops are heard on either side.
+    """
 
     def __init__(self) -> None:
-        super().__init__(BANDS, _WIDTH, _DILATIONS, 2)
+        super().__init__()
+        self.first = nn.Conv1d(BANDS, _WIDTH, 3, padding=1)
+        self.dilated = nn.ModuleList(nn.Conv1d(_WIDTH, _WIDTH, 3, padding=d, dilation=d) for d in _DILATIONS)
+        self.mixed = nn.ModuleList(nn.Conv1d(_WIDTH, _WIDTH, 1) for _ in _DILATIONS)
+        self.last = nn.Conv1d(_WIDTH, 2, 1)
+        self.reach = 1 + sum(_DILATIONS)
 
     def forward(self, power: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """:param power: float32 [N, n, BANDS].
         :return: float32 [N, n] each: the natural logarithm of speech's power over noise's, and the log-odds that
             somebody speaks.
         """
-        ratio, presence = self.convolved((torch.log10(power + _SILENCE) + 6) / 2).unbind(2)
+        x = self.first(((torch.log10(power + _SILENCE) + 6) / 2).transpose(1, 2))
+        for dilated, mixed in zip(self.dilated, self.mixed, strict=True):
+            x = x + mixed(nn.functional.gelu(dilated(_normalized(x))))
+        ratio, presence = self.last(_normalized(x)).unbind(1)
         return ratio, presence
+
+
+def _normalized(x: torch.Tensor) -> torch.Tensor:
+    """Of each hop over the channels, float32 [N, channels, n]."""
+    return nn.functional.layer_norm(x.transpose(1, 2), x.shape[1:2]).transpose(1, 2)
 
 
 def shared_power(power: torch.Tensor, ratio: torch.Tensor, presence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
