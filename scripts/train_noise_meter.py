@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
 import scipy.signal
 import torch
 from make_sample import VARIANTS, VOICES, synthesize, training_script
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from scipy.ndimage import maximum_filter1d
 from torch import nn
@@ -46,6 +48,7 @@ LEARNING_RATE = 2e-3
 AVERAGE = 0.999  # of the weights, per step
 TOLERANCE = 3.0  # dB; larger errors count in proportion, smaller ones less
 
+Network = TypeVar("Network", bound=nn.Module)
 # one speaker's pieces of speech, float32 [n] each at RATE
 Speaker = Sequence[np.ndarray]
 
@@ -371,6 +374,19 @@ def train(meter: NoiseMeter, cast: Cast, minutes: float, seed: int) -> NoiseMete
     return average
 
 
+def begun(path: str | None, load: Callable[[str], Network], new: Callable[[], Network]) -> Network:
+    """A network of its own with the weights of a file, or anew.
+
+    :raises InputError: it is no file of such weights.
+    """
+    if path is None:
+        return new()
+    try:
+        return copy.deepcopy(load(path))
+    except (OSError, RuntimeError, SafetensorError):
+        raise InputError(f"--init {path}: no weights of this network; give a file that this script wrote") from None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="safetensors file to write, in float16")
@@ -381,10 +397,10 @@ def main() -> int:
     parser.add_argument("--init", help="weights to go on from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(arguments.seed)
+    meter = begun(arguments.init, load_noise_meter, NoiseMeter)
     people = [recorded(folder) for folder in arguments.speech]
     made = [synthetic(seed) for seed in tqdm(range(arguments.sentences), desc="espeak-ng", disable=None)]
-    torch.manual_seed(arguments.seed)
-    meter = copy.deepcopy(load_noise_meter(arguments.init)) if arguments.init else NoiseMeter()
     meter = train(meter, Cast(people, made), arguments.minutes, arguments.seed)
     with replace_when_complete(Path(arguments.out)) as part:
         save_file({name: weight.half() for name, weight in meter.state_dict().items()}, part)

@@ -21,11 +21,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from noise_benchmark import DEMO, opening_of_codes
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
-from train_noise_meter import Cast, decibels, in_a_room, microphone, noise, recorded, rms, synthetic, voices
+from train_noise_meter import (
+    Cast,
+    begun,
+    decibels,
+    in_a_room,
+    microphone,
+    noise,
+    recorded,
+    rms,
+    synthetic,
+    voices,
+)
 
 import _path  # noqa: F401
 from audio.blocks import resampled
@@ -270,19 +280,6 @@ def judged(refiner: SpeechRefiner, hearing: Hearing, pool: Pool) -> str:
     )
 
 
-def begun(path: str | None) -> SpeechRefiner:
-    """A network with the weights of a file, or anew.
-
-    :raises InputError: it is not such a file.
-    """
-    if path is None:
-        return SpeechRefiner()
-    try:
-        return copy.deepcopy(load_speech_refiner(path))
-    except (OSError, RuntimeError, SafetensorError):
-        raise InputError(f"--init {path}: no weights of this network; give a file that this script wrote") from None
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", help="safetensors file to write, in float16")
@@ -299,7 +296,7 @@ def main() -> int:
     if arguments.clips <= N_JUDGED:
         raise InputError(f"--clips {arguments.clips}: give more than {N_JUDGED}, which are kept to judge by")
     torch.manual_seed(arguments.seed)
-    refiner = begun(arguments.init)
+    refiner = begun(arguments.init, load_speech_refiner, SpeechRefiner)
     DeepFilter().close()  # says at once what is not installed, and so does espeak-ng
     opening, _ = opening_of_codes(arguments.model_path)
     device = choose_device(arguments.device)

@@ -8,11 +8,12 @@ import soundfile
 import torch
 import train_noise_meter
 from make_sample import synthesize
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from train_noise_meter import (
     LOWEST_TRUTH,
     Cast,
     Examples,
+    begun,
     decibel_ratio,
     decoded,
     examples,
@@ -190,8 +191,19 @@ def test_the_command_writes_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert main() == 0
     first = {name: weight.clone() for name, weight in load_noise_meter(str(out)).state_dict().items()}
     monkeypatch.setattr(
-        "sys.argv", ["train_noise_meter.py", str(out), "--sentences", "1", "--minutes", "1e-4", "--init", str(out)]
+        "sys.argv",
+        ["x", str(out), "--sentences", "1", "--minutes", "1e-4", "--init", str(out), "--seed", "1"],
     )
     assert main() == 0
     for name, weight in load_file(out).items():
         torch.testing.assert_close(weight.float(), first[name], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("content", [None, b"x", save({"first.weight": torch.zeros(1)})])
+def test_other_weights_are_no_start(content: bytes | None, tmp_path: Path) -> None:
+    """They ended in a traceback, after minutes."""
+    path = tmp_path / "other.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="no weights of this network"):
+        begun(str(path), load_noise_meter, NoiseMeter)
