@@ -199,7 +199,9 @@ def test_the_command_writes_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(weight.float(), first[name], atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("content", [None, b"x", save({"first.weight": torch.zeros(1)})])
+@pytest.mark.parametrize(
+    "content", [None, b"x", save({"first.weight": torch.zeros(1)})], ids=["missing", "no weights", "other weights"]
+)
 def test_other_weights_are_no_start(content: bytes | None, tmp_path: Path) -> None:
     """They ended in a traceback, after minutes."""
     path = tmp_path / "other.safetensors"
