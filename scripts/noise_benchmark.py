@@ -49,6 +49,7 @@ from guided_diffusion.video_util import open_video
 PARTS = ("noise", "codes", "painted", "level", "people", "snr", "hour")
 RATE = 16000
 LOUDNESS = -23.0
+NOISES = ("clean", "white", "pink", "babble", "hum", "music", "voices", "crowd")
 METHODS = ("none", "spectral", "deep")
 DEMO = str(ROOT / "checkpoints" / "demo.safetensors")
 N_FITTED = 20  # sentences
@@ -140,20 +141,36 @@ def noise(kind: str, n: int, seed: int = 0) -> np.ndarray:
         made = np.sum([np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 6)) / k for k in range(1, 21)], axis=0)
     elif kind in TALKERS:
         first = FIRST_BABBLE + seed * TALKERS[kind]
-        voices = [at_loudness(sound) for sound, _ in sentences_from(first, VOICES, TALKERS[kind])]
-        made = np.sum([np.resize(np.roll(voice, rng.integers(len(voice))), n) for voice in voices], axis=0)
-    else:  # music: chords of plucked strings on a beat of 0.25 s
+        made = at_once([at_loudness(sound) for sound, _ in sentences_from(first, VOICES, TALKERS[kind])], n, rng)
+    elif kind == "music":  # chords of plucked strings on a beat of 0.25 s
         made = np.zeros(n)
         for start in range(0, n, RATE // 4):
             after = t[: min(RATE, n - start)]
             for root in rng.choice([110, 130.8, 164.8, 196, 220, 261.6], 2, replace=False):
                 string = np.sum([np.sin(2 * np.pi * root * k * after) / k for k in range(1, 16)], axis=0)
                 made[start : start + len(after)] += string * np.exp(-after / 0.25)
+    else:
+        raise ValueError(f"noise {kind!r}: it is not made alone")
     return made / np.sqrt(np.mean(made**2))
 
 
-def mixed(speech: np.ndarray, kind: str, snr: float, seed: int = 0) -> np.ndarray:
-    return with_noise(speech, noise(kind, len(speech), seed), snr, float(np.mean(speech**2)))
+def at_once(voices: Sequence[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """float64 [n] of power 1: each voice over and over, from anywhere in it."""
+    made = np.sum([np.resize(np.roll(voice, rng.integers(len(voice))), n) for voice in voices], axis=0, dtype=float)
+    return made / np.sqrt(np.mean(made**2))
+
+
+def crowd(pieces: Sequence[np.ndarray], people: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Noise under pieces in a row, float64: under each all of the people who are not the piece itself."""
+    rng = np.random.default_rng(seed)
+    others = ([one for one in people if one is not piece] for piece in pieces)
+    return np.concatenate([at_once(voices, len(piece), rng) for voices, piece in zip(others, pieces, strict=True)])
+
+
+def mixed(
+    speech: np.ndarray, kind: str, snr: float, seed: int = 0, make: Callable[[str, int, int], np.ndarray] = noise
+) -> np.ndarray:
+    return with_noise(speech, make(kind, len(speech), seed), snr, float(np.mean(speech**2)))
 
 
 def with_noise(speech: np.ndarray, added: np.ndarray, snr: float, power: float) -> np.ndarray:
@@ -342,26 +359,35 @@ def benchmark_people(
     seeds: Sequence[int], strength: float | None,
 ) -> None:  # fmt: skip
     """Clean, r is 1 by definition; the share is of what noise took from that. Of each piece the mean over the seeds."""
-    spoken_by_all = [load_speech(path)[: int(PEOPLE_SECONDS * RATE)] for path in recordings]
-    pieces = [at_loudness(sound) for sound in (*spoken_by_all, *in_languages(languages).values())]
+    people = [at_loudness(load_speech(path)[: int(PEOPLE_SECONDS * RATE)]) for path in recordings]
+    pieces = [*people, *map(at_loudness, in_languages(languages).values())]
     numbers, _ = piece_starts(pieces)
     clean, read = np.concatenate(pieces), opening_reader()
     reference = read(clean)
+    is_of_people = np.arange(len(pieces)) < len(people)
+
+    def make(kind: str, n: int, seed: int) -> np.ndarray:
+        return crowd(pieces, people, seed) if kind == "crowd" else noise(kind, n, seed)
 
     def r_of(sounds: Iterable[np.ndarray]) -> np.ndarray:
         return np.mean([by_piece(read(sound), reference, numbers) for sound in sounds], axis=0)
 
-    print("| noise | dB | method | r with the clean sound's | gained | given back, % |")
-    print("|---" * 6 + "|", flush=True)
+    print("| noise | dB | method | r with the clean sound's | gained | given back, % | of recordings | of sentences |")
+    print("|---" * 8 + "|", flush=True)
     for condition, noisy in conditions(kinds, snrs):
-        sounds = [noisy(clean, seed=seed) for seed in seeds]
+        sounds = [noisy(clean, seed=seed, make=make) for seed in seeds]
         given = r_of(sounds)
         for method in METHODS:
             r = given if method == "none" else r_of(heard(sound, method, strength) for sound in sounds)
-            lost = 1 - given.mean()
-            share = f"{100 * (r - given).mean() / lost:.0f}" if lost > 1e-9 else ""
-            cells = [mean_and_error(r), mean_and_error(r - given, "+"), share]
+            shares = (given_back(r[which], given[which]) for which in (slice(None), is_of_people, ~is_of_people))
+            cells = [mean_and_error(r), mean_and_error(r - given, "+"), *shares]
             print(f"| {condition} | {method} | {' | '.join(cells)} |", flush=True)
+
+
+def given_back(r: np.ndarray, given: np.ndarray) -> str:
+    """In %, of what is lacking in the given r to 1; nothing where nothing is."""
+    lost = (1 - given).sum()
+    return f"{100 * (r - given).sum() / lost:.0f}" if lost > 1e-9 else ""
 
 
 def benchmark_snr(recordings: Sequence[str], languages: Sequence[str], seeds: Sequence[int]) -> None:
@@ -437,9 +463,10 @@ def main() -> int:
         "--languages", nargs="*", default=[], choices=TEXTS, help="two sentences of espeak-ng in each, for people, snr"
     )
     parser.add_argument(
-        "--noises", nargs="+", default=["clean", "white", "pink", "babble", "hum", "music"], help="for noise"
-    )
-    parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB, for noise")
+        "--noises", nargs="+", default=NOISES[:6], choices=NOISES,
+        help="babble and voices: six and two of espeak-ng; crowd: the other --recordings, for people",
+    )  # fmt: skip
+    parser.add_argument("--snrs", nargs="+", type=int, default=[20, 10, 5, 0], help="dB")
     parser.add_argument("--sentences", type=int, default=4, help="held-out ones of espeak-ng")
     parser.add_argument("--strength", type=float, help="for noise and people; default as of generate.py")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the noises, for noise, people, snr")
@@ -453,6 +480,8 @@ def main() -> int:
     arguments, flags = parser.parse_known_args()
     if flags and arguments.part != "painted":
         parser.error(f"unknown: {' '.join(flags)}")
+    if "crowd" in arguments.noises and (arguments.part != "people" or len(arguments.recordings) < 2):
+        parser.error("--noises crowd is for people, with two --recordings or more")
     torch.set_num_threads(1)
     if arguments.measure:
         measure(*arguments.measure)

@@ -16,6 +16,8 @@ from noise_benchmark import (
     benchmark_snr,
     by_sentence,
     conditions,
+    crowd,
+    given_back,
     mixed,
     network,
     noise,
@@ -148,13 +150,75 @@ def test_recordings_and_sentences_are_held_against_what_is_heard_in_them_clean(
     benchmark_people(["a.wav"], ["de"], ["white"], [5], [0], 0.5)
     none, spectral, deep = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:])
     assert none[3].startswith("-1.000 ±")
-    assert none[5] == "0 |"
-    assert 20 < int(spectral[5].split()[0]) < 80
+    assert none[5] == "0"
+    assert 20 < int(spectral[5]) < 80
     assert deep[3].startswith("1.000 ±")
-    assert deep[5] == "100 |"
+    assert deep[5:] == ["100", "100", "100 |"]
     benchmark_people(["a.wav"], ["de"], ["white"], [5], [0, 1], 0.5)
     none = capsys.readouterr().out.splitlines()[2].split(" | ")
     assert none[3].lstrip("-").startswith("0.000 ±")
+
+
+def test_each_stands_in_a_crowd_of_all_the_others() -> None:
+    tones = [
+        np.sin(frequency * np.arange(n)).astype(np.float32) for frequency, n in ((0.1, 4000), (0.2, 9000), (0.4, 5000))
+    ]
+    pieces = [*tones[:2], np.zeros(6000, np.float32)]
+    heard = np.split(crowd(pieces, tones, 0), np.cumsum([len(piece) for piece in pieces])[:-1])
+    for piece, under, own in zip(pieces, heard, ((0.2, 0.4), (0.1, 0.4), (0.1, 0.2, 0.4)), strict=True):
+        assert len(under) == len(piece)
+        assert np.mean(under**2) == pytest.approx(1)
+        power = np.abs(np.fft.rfft(under * np.hanning(len(under)))) ** 2
+        frequency = 2 * np.pi * np.fft.rfftfreq(len(under))
+        shares = [power[np.abs(frequency - one) < 0.03].sum() / power.sum() for one in (0.1, 0.2, 0.4)]
+        assert [share > 0.1 for share in shares] == [one in own for one in (0.1, 0.2, 0.4)]
+    assert np.array_equal(crowd(pieces, tones, 0), crowd(pieces, tones, 0))
+    assert not np.array_equal(crowd(pieces, tones, 0), crowd(pieces, tones, 1))
+
+
+def test_what_is_given_back_is_a_share_of_what_was_lacking() -> None:
+    assert given_back(np.array([0.9, 0.7]), np.array([0.8, 0.4])) == "50"
+    assert given_back(np.ones(2), np.ones(2)) == ""
+    assert given_back(np.zeros(0), np.zeros(0)) == ""
+
+
+def test_shares_are_of_recordings_and_of_sentences_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`deep` gives the recordings back here, and nothing of the sentence; the noise is a crowd."""
+    rng = np.random.default_rng(0)
+    level = [np.repeat(rng.random(2 * FPS), RATE // FPS).astype(np.float32) for _ in range(3)]
+    monkeypatch.setattr(noise_benchmark, "load_speech", lambda path: level[int(path)])
+    monkeypatch.setattr(noise_benchmark, "in_languages", lambda names: dict.fromkeys(names, level[2]))
+    monkeypatch.setattr(noise_benchmark, "at_loudness", lambda sound: sound)
+    monkeypatch.setattr(noise_benchmark, "opening_reader", lambda: lambda sound: sound[:: RATE // FPS])
+    clean = np.concatenate(level)
+
+    def heard(sound: np.ndarray, method: str, _: object) -> np.ndarray:
+        return np.concatenate([clean[: 4 * RATE], sound[4 * RATE :]]) if method == "deep" else sound
+
+    monkeypatch.setattr(noise_benchmark, "heard", heard)
+    benchmark_people(["0", "1"], ["de"], ["crowd"], [5], [0], None)
+    deep = capsys.readouterr().out.splitlines()[4].split(" | ")
+    assert deep[6:] == ["100", "0 |"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["noise", "--noises", "crowd"],
+        ["people", "--noises", "crowd", "--recordings", "a.wav"],
+        ["people", "--noises", "wind"],
+    ],
+)
+def test_noises_that_cannot_be_made_are_said_at_once(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["noise_benchmark.py", *given])
+    with pytest.raises(SystemExit) as stop:
+        noise_benchmark.main()
+    assert stop.value.code == 2
+    assert "crowd" in capsys.readouterr().err
 
 
 def test_sentences_of_the_languages_are_recordings_too(
